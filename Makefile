@@ -1,0 +1,40 @@
+# `make repro` and `make test` are all that a newcomer needs; both can be repeated and do only what is missing.
+PYTHON ?= python3
+VENV := .venv
+# Stages run as `python -m stages.NAME`, so the environment's python has to come first.
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: repro test check format lock clean
+
+repro: $(VENV)/installed
+	$(RUN) dvc repro
+
+test: check
+	$(RUN) pytest
+
+check: $(VENV)/installed
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(VENV)/installed
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Resolve pyproject.toml anew in an empty environment. Builds of torch differ by machine, so its local label (+cpu) goes.
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet 'setuptools>=77' torch==2.13.0
+	.lock/bin/python -m pip install --quiet '.[s3,dev]'
+	.lock/bin/python -m pip freeze --all --exclude calm-reproduction --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	rm -rf .lock
+
+clean:
+	rm -rf data models results

@@ -1,0 +1,188 @@
+"""The causal decoder that CALM and the Transformer share (paper, section 3).
+
+Notable:
+- Llama's layer: RMSNorm, rotary embeddings in the half-split layout, SwiGLU, no biases;
+- grouped-query attention: fewer key/value heads than query heads;
+- one forward pass serves training (causal, no cache), generation (a cache that grows) and the sampling of
+  continuations (a cache and an explicit mask).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calm_core import params
+from calm_core.layers import SwiGLU, rms_norm
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Shape of a backbone; the defaults are those of the published Transformer-S."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 2048
+    layers: int = 12
+    heads: int = 12
+    key_value_heads: int = 12
+    rope_theta: float = 10_000.0
+
+    @classmethod
+    def from_params(cls, section: params.LanguageModel) -> "BackboneConfig":
+        """The shape that params.yaml asks for."""
+        return cls(
+            section.hidden_size,
+            section.intermediate_size,
+            section.layers,
+            section.heads,
+            section.key_value_heads,
+            section.rope_theta,
+        )
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, each [batch, key_value_heads, positions, head_size]."""
+
+    def __init__(self, layers: int) -> None:
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+
+    @property
+    def length(self) -> int:
+        """How many positions are held."""
+        return 0 if self._keys[0] is None else self._keys[0].shape[2]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new positions of ``layer``; returns all of its keys and values."""
+        old_keys, old_values = self._keys[layer], self._values[layer]
+        if old_keys is not None and old_values is not None:
+            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
+        self._keys[layer], self._values[layer] = keys, values
+        return keys, values
+
+    def repeat(self, times: int) -> "KeyValueCache":
+        """A cache whose batch is ``times`` copies of this one's, copy by copy."""
+        copy = KeyValueCache(len(self._keys))
+        copy._keys = [None if k is None else k.repeat(times, 1, 1, 1) for k in self._keys]
+        copy._values = [None if v is None else v.repeat(times, 1, 1, 1) for v in self._values]
+        return copy
+
+
+def rotary_angles(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [positions, head_size] float32, of positions [positions].
+
+    Feature i and feature i + head_size / 2 turn together by position * theta^(-2 i / head_size).
+    """
+    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
+    angles = positions.float()[:, None] * theta**-exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(features: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn queries or keys [batch, heads, positions, head_size] by their positions' angles."""
+    first, second = features.chunk(2, dim=-1)
+    return features * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention, [batch, positions, hidden] -> the same."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.heads, self.key_value_heads = config.heads, config.key_value_heads
+        self.head_size = config.hidden_size // config.heads
+        key_value_size = self.key_value_heads * self.head_size
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.key = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        angles: tuple[Tensor, Tensor],
+        layer: int,
+        cache: KeyValueCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        def split(features: Tensor) -> Tensor:
+            return features.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+        queries = rotate(split(self.query(hidden_states)), *angles)
+        keys = rotate(split(self.key(hidden_states)), *angles)
+        values = split(self.value(hidden_states))
+        if cache is not None:
+            keys, values = cache.append(layer, keys, values)
+        group = self.heads // self.key_value_heads
+        if group > 1:
+            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        attended = F.scaled_dot_product_attention(
+            queries.to(values.dtype), keys.to(values.dtype), values, attn_mask=mask, is_causal=mask is None
+        )
+        return self.output(attended.transpose(1, 2).flatten(-2))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = rms_norm(config.hidden_size)
+        self.attention = Attention(config)
+        self.mlp_norm = rms_norm(config.hidden_size)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        angles: tuple[Tensor, Tensor],
+        layer: int,
+        cache: KeyValueCache | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        normed = self.attention_norm(hidden_states)
+        hidden_states = hidden_states + self.attention(normed, angles, layer, cache, mask)
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+
+class Backbone(nn.Module):
+    """Embeddings in, hidden states out, both [batch, positions, hidden]."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = rms_norm(config.hidden_size)
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache for this backbone."""
+        return KeyValueCache(self.config.layers)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        cache: KeyValueCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Without ``cache`` the pass is causal over ``embeddings``. With one, the new positions are added to it
+        and see all that it holds and, causally, one another. ``positions`` [positions] overrides
+        their numbering (by default they go on from the cache), ``mask`` [positions, all keys], true where a
+        position may look, overrides what they see.
+        """
+        held = cache.length if cache is not None else 0
+        new = embeddings.shape[1]
+        if positions is None:
+            positions = torch.arange(held, held + new, device=embeddings.device)
+        if mask is None and held:
+            mask = torch.ones(new, held + new, dtype=torch.bool, device=embeddings.device).tril(held)
+        head_size = self.config.hidden_size // self.config.heads
+        angles = rotary_angles(positions, head_size, self.config.rope_theta)
+        hidden_states = embeddings
+        for index, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, angles, index, cache, mask)
+        return self.norm(hidden_states)

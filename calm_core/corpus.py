@@ -1,0 +1,157 @@
+"""Where text comes from: botocore's documentation, local files, or any Hugging Face dataset.
+
+Whatever the source, `datasets` reads it as a stream, so that a corpus need not fit in memory. A document
+belongs to the validation split by a hash of its text alone: it never moves between splits, whatever else
+is added, and a text that occurs twice stays on one side.
+"""
+
+import bz2
+import codecs
+import glob
+import gzip
+import hashlib
+import lzma
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any
+
+import botocore
+import datasets
+
+from calm_core.botocore_corpus import LICENCE, botocore_documents
+from calm_core.errors import CalmError
+from calm_core.params import Corpus
+
+_FORMATS = {
+    ".txt": "text", ".text": "text", ".md": "text",
+    ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".parquet": "parquet",
+}  # fmt: skip
+_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+
+
+def documents(corpus: Corpus) -> Iterator[str]:
+    """Yield the texts of ``corpus`` in their order, empty ones left out, at most ``corpus.documents`` of them.
+
+    Raises:
+        CalmError: a file is missing, of an unknown format, not UTF-8 or damaged; a dataset or a field cannot be found;
+            there is no text at all.
+    """
+    count = 0
+    for text in _texts(corpus):
+        if not text.strip():
+            continue
+        yield text
+        count += 1
+        if count == corpus.documents:
+            return
+    if count == 0:
+        raise CalmError(f"the corpus holds no text: {describe(corpus)['source']}")
+
+
+def describe(corpus: Corpus) -> dict[str, str]:
+    """Name and licence of the corpus, for the description beside the tokens."""
+    if corpus.source == "botocore":
+        return {"source": f"botocore {botocore.__version__} API documentation", "licence": LICENCE}
+    if corpus.source == "files":
+        return {"source": "files: " + ", ".join(corpus.paths), "licence": "as stated by their owner"}
+    name = " ".join(part for part in (corpus.dataset, corpus.configuration, corpus.dataset_split) if part)
+    return {"source": f"dataset: {name}", "licence": "as stated on the dataset's card"}
+
+
+def is_validation(text: str, validation_percent: float) -> bool:
+    """Whether ``text`` is held out: its SHA-256, read as a fraction, falls below ``validation_percent``."""
+    fraction = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    return fraction < validation_percent / 100
+
+
+def _texts(corpus: Corpus) -> Iterator[str]:
+    if corpus.source == "botocore":
+        if botocore.__version__ != corpus.botocore_version:
+            raise CalmError(
+                f"corpus.botocore_version is {corpus.botocore_version} but {botocore.__version__} is installed; "
+                "install requirements.lock, or set it to the installed version"
+            )
+        # datasets wants a generator function of picklable arguments; none are needed.
+        yield from _field(datasets.IterableDataset.from_generator(botocore_documents), "text", "botocore")
+    elif corpus.source == "files":
+        yield from _file_texts(corpus)
+    else:
+        yield from _field(_open_dataset(corpus), corpus.text_field, corpus.dataset)
+
+
+def _open_dataset(corpus: Corpus) -> Any:
+    split = corpus.dataset_split
+    try:
+        return datasets.load_dataset(corpus.dataset, corpus.configuration or None, split=split, streaming=True)
+    except Exception as error:  # datasets raises many kinds, all of which say why
+        raise CalmError(f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {_one_line(error)}") from None
+
+
+def _file_texts(corpus: Corpus) -> Iterator[str]:
+    paths = [path for pattern in corpus.paths for path in _expand(pattern)]
+    for kind, group in groupby(paths, key=_format):
+        files = [str(path) for path in group]
+        options: dict[str, Any] = {"sample_by": corpus.text_unit} if kind == "text" else {}
+        field = "text" if kind == "text" else corpus.text_field
+        try:
+            opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+            yield from _field(opened, field, files[0] if len(files) == 1 else f"{files[0]} and others")
+        except CalmError:
+            raise
+        except Exception as error:
+            for path in map(Path, files):
+                _require_readable_text(path)
+            raise CalmError(f"{', '.join(files)} cannot be read as {kind}: {_one_line(error)}") from None
+
+
+def _expand(pattern: str) -> list[Path]:
+    """The files that a path, a folder or a glob stands for, in alphabetical order."""
+    if Path(pattern).is_dir():
+        found = [path for path in sorted(Path(pattern).rglob("*")) if path.is_file()]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    if not found:
+        raise CalmError(f"corpus.paths: {pattern} matches no file")
+    return found
+
+
+def _format(path: Path) -> str:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (*_OPENERS, ".zst")]
+    kind = _FORMATS.get(suffixes[-1] if suffixes else "")
+    if kind is None:
+        raise CalmError(f"{path} is of an unknown format; known endings: {', '.join(_FORMATS)}, also compressed")
+    return kind
+
+
+def _field(dataset: Any, field: str, name: str) -> Iterator[str]:
+    for example in dataset:
+        if field not in example:
+            raise CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(example)}")
+        value = example[field]
+        if not isinstance(value, str):
+            raise CalmError(f"{name}: field {field!r} holds {type(value).__name__}, not text; change corpus.text_field")
+        yield value
+
+
+def _require_readable_text(path: Path) -> None:
+    """Raise CalmError at the first byte of ``path`` that is not UTF-8 text."""
+    if ".parquet" in path.suffixes or path.suffix == ".zst":
+        return
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with _OPENERS.get(path.suffix, lambda p: p.open("rb"))(path) as file:
+            while chunk := file.read(1 << 20):
+                decoder.decode(chunk)
+                position += len(chunk)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        at = position + error.start
+        raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise CalmError(f"{path} cannot be read: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,83 @@
+"""The report's plots, as SVG text that is the same, byte for byte, for the same data."""
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+
+import matplotlib.pyplot as plt
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
+_STYLE: Any = {
+    "svg.hashsalt": "calm",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7ea",
+    "axes.edgecolor": "#9aa4ad",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+}
+
+
+def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
+    """BrierLM with its 95 % interval against training FLOPs, one point a model.
+
+    ``models`` maps a name to {"training_flops", "brierlm", "brierlm_ci95", "colour"}.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
+        for name, model in models.items():
+            low, high = model["brierlm_ci95"]
+            score, flops = model["brierlm"], model["training_flops"]
+            errors = [[score - low], [high - score]]
+            axes.errorbar(flops, score, errors, fmt="o", capsize=5, markersize=7, color=model["colour"])
+            axes.annotate(f"{name}  {score:.2f}", (flops, score), (10, 0), textcoords="offset points", va="center")
+        axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM (higher is better)")
+        smallest = min(model["training_flops"] for model in models.values())
+        largest = max(model["training_flops"] for model in models.values())
+        axes.set_xlim(smallest / 2, largest * 4)
+        axes.set_ylim(bottom=0)
+        axes.set_title("Quality against training compute")
+        return _svg(figure)
+
+
+def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
+    """Two rows of panels over training steps; ``curves`` maps a model to its scalars, tables of step and value."""
+    autoencoder, calm, transformer = curves["autoencoder"], curves["calm"], curves["transformer"]
+    with plt.rc_context(_STYLE):
+        figure, panels = plt.subplots(2, 3, figsize=(10.5, 5.4), layout="constrained")
+        _line(panels[0, 0], autoencoder["cross_entropy"], NEUTRAL, "Autoencoder: cross entropy, nats a token")
+        panels[0, 0].set_yscale("log")
+        _line(panels[0, 1], autoencoder["kl"], NEUTRAL, "Autoencoder: clipped KL, nats a patch")
+        _line(panels[0, 2], transformer["loss"], TRANSFORMER, "Transformer: cross entropy, nats a token")
+        _line(panels[1, 0], calm["loss"], CALM, "CALM: energy loss")
+        _line(panels[1, 1], calm["fidelity"], CALM, "CALM: the loss's two terms", "fidelity")
+        _line(panels[1, 1], calm["diversity"], SECOND, "CALM: the loss's two terms", "diversity")
+        panels[1, 1].legend(frameon=False)
+        _line(panels[1, 2], calm["manifold_distance"], CALM, "CALM: samples' distance from the manifold")
+        panels[1, 2].set_ylim(bottom=0)
+        for axes in panels[1]:
+            axes.set_xlabel("step")
+        return _svg(figure)
+
+
+def _line(axes: Axes, table: pl.DataFrame, colour: str, title: str, label: str = "") -> None:
+    axes.plot(table["step"].to_list(), table[table.columns[-1]].to_list(), color=colour, linewidth=1.4, label=label)
+    axes.set_title(title)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,58 @@
+"""The two layers that every network here is made of: RMSNorm and SwiGLU, in residual form.
+
+RMSNorm is torch's own, with the published epsilon; SwiGLU is down(silu(gate(x)) * up(x)) without biases
+(paper, sections 2 and 3).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPSILON = 1e-6
+
+
+def rms_norm(size: int) -> nn.RMSNorm:
+    """An RMSNorm over the last dimension of ``size`` features, epsilon 1e-6."""
+    return nn.RMSNorm(size, eps=NORM_EPSILON)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network, [..., hidden] -> [..., hidden], three bias-free projections."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(hidden_states)) * self.up(hidden_states))
+
+
+class ResidualSwiGLU(nn.Module):
+    """x + SwiGLU(RMSNorm(x)), [..., hidden] -> [..., hidden]: a layer of the autoencoder."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.norm = rms_norm(hidden_size)
+        self.mlp = SwiGLU(hidden_size, intermediate_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.mlp(self.norm(hidden_states))
+
+
+def initialise(module: nn.Module, generator: torch.Generator, embedding_std: float) -> None:
+    """Draw fresh weights: linear layers from Normal(0, 1 / fan-in), embeddings from Normal(0, embedding_std^2).
+
+    Biases start at 0 and gains at 1. The variance keeps signals at unit scale at every width; the fixed 0.02
+    of large models all but silences an MLP of width 128. Weights are drawn in the order of ``named_parameters``, so
+    they are a function of the generator alone.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("embedding.weight"):
+                parameter.normal_(0.0, embedding_std, generator=generator)
+            elif parameter.ndim >= 2:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -1,0 +1,52 @@
+"""The byte-level BPE tokenizer: trained on the corpus, or any tokenizer.json.
+
+Byte-level, so every text has an encoding and decoding gives it back. Two special tokens: "<pad>" has id 0,
+which is what token dropout puts in the place of a dropped token (paper, section 2), and "<eos>" ends a document.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from calm_core.errors import CalmError
+
+PAD, END_OF_TEXT = "<pad>", "<eos>"
+
+# Names that published tokenizers give to the end of a document.
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|endoftext|>", "</s>", "[SEP]")
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """Train a byte-level BPE of ``vocabulary_size`` entries, special tokens and the 256 bytes included."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[PAD, END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json; raises CalmError if it is missing, damaged or knows no end of a document."""
+    if not path.is_file():
+        raise CalmError(f"tokenizer {path} is missing; set tokenizer.path to a tokenizer.json, or to '' to train one")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise CalmError(f"{path} is no tokenizer.json: {' '.join(str(error).split())}") from None
+    end_of_text_id(tokenizer)
+    return tokenizer
+
+
+def end_of_text_id(tokenizer: Tokenizer) -> int:
+    """Id of the token that ends a document; raises CalmError if the vocabulary has none."""
+    for name in _END_OF_TEXT_NAMES:
+        if (token_id := tokenizer.token_to_id(name)) is not None:
+            return token_id
+    raise CalmError(f"the tokenizer has no end-of-text token; it needs one of {', '.join(_END_OF_TEXT_NAMES)}")

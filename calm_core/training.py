@@ -1,0 +1,90 @@
+"""The training step and the loop around it, the same for all three models.
+
+What is trained, on what and with which loss comes in as one function of the step number, so that every
+draw can be a function of (seed, stage, step) alone. Weights and optimiser state are float32; matrix products
+run in bf16 where the machine is fast at it.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from calm_core.errors import CalmError
+from calm_core.optimiser import build_optimisers, learning_rate_factor
+from calm_core.params import Runtime, Training
+from calm_core.precision import autocast
+from calm_core.progress import progress
+from calm_core.randomness import generator
+
+LOGGED_POINTS = 200
+"""How many points a training curve has, roughly."""
+
+Objective = Callable[[int], Mapping[str, Tensor]]
+"""From a step number to named scalars; "loss" is minimised, the others are logged beside it."""
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    training: Training,
+    runtime: Runtime,
+    name: str,
+    log: Callable[[int, Mapping[str, float]], None],
+    tokens_per_step: int,
+    observe: Callable[[], Mapping[str, float]] = dict,
+) -> None:
+    """Minimise ``objective`` over the parameters of ``model`` for ``training.steps`` steps.
+
+    ``log`` receives, some 200 times, the number of steps done and the means of the named scalars since
+    the last time, beside what ``observe`` then sees; ``name`` and ``tokens_per_step`` are for the display.
+
+    Raises:
+        CalmError: the loss is not a finite number.
+    """
+    optimisers = build_optimisers(model, training)
+    peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
+    every = max(1, training.steps // LOGGED_POINTS)
+    sums: dict[str, Tensor] = {}
+    model.train()
+    with progress(name, training.steps * tokens_per_step, "tokens") as advance:
+        for step in range(training.steps):
+            factor = learning_rate_factor(step, training)
+            for optimiser, optimiser_peaks in zip(optimisers, peaks, strict=True):
+                for group, peak in zip(optimiser.param_groups, optimiser_peaks, strict=True):
+                    group["lr"] = peak * factor
+            with autocast(runtime.precision, torch.device("cpu")):
+                values = objective(step)
+            values["loss"].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+            for key, value in values.items():
+                sums[key] = sums.get(key, 0) + value.detach()
+            if (step + 1) % every == 0 or step + 1 == training.steps:
+                count = step % every + 1
+                means = {key: value.item() / count for key, value in sums.items()}
+                _require_finite(means, step, name)
+                log(step + 1, {**means, **observe()})
+                note = f"loss {means['loss']:.4g}"
+                sums = {}
+            advance(tokens_per_step, note if sums == {} else "")
+    model.eval()
+
+
+def batch_indices(step: int, batch: int, count: int, seed: int, stage: str) -> Tensor:
+    """Which ``batch`` of ``count`` items step number ``step`` trains on: each once an epoch, newly shuffled."""
+    positions = range(step * batch, (step + 1) * batch)
+    orders = {
+        epoch: torch.randperm(count, generator=generator(seed, stage, "order", epoch))
+        for epoch in {position // count for position in positions}
+    }
+    return torch.stack([orders[position // count][position % count] for position in positions])
+
+
+def _require_finite(means: Mapping[str, float], step: int, name: str) -> None:
+    if not all(torch.isfinite(torch.tensor(list(means.values())))):
+        raise CalmError(
+            f"{name}: the loss is {means['loss']} by step {step + 1}; lower the learning rates or check data"
+        )

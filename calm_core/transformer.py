@@ -1,0 +1,55 @@
+"""The baseline: a Transformer that predicts the next token by a softmax, on CALM's own backbone code."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calm_core import params
+from calm_core.backbone import Backbone, BackboneConfig, KeyValueCache
+from calm_core.layers import initialise
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a Transformer; the defaults are the published Transformer-S (281 M parameters)."""
+
+    vocabulary_size: int = 128_256
+    backbone: BackboneConfig = BackboneConfig()
+
+    @classmethod
+    def from_params(cls, section: params.LanguageModel, vocabulary_size: int) -> "TransformerConfig":
+        """The shape that params.yaml asks for."""
+        return cls(vocabulary_size, BackboneConfig.from_params(section))
+
+
+class Transformer(nn.Module):
+    """Token ids [batch, tokens] -> logits of each next token [batch, tokens, vocabulary]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary_size, config.backbone.hidden_size)
+        self.backbone = Backbone(config.backbone)
+        self.output = nn.Linear(config.backbone.hidden_size, config.vocabulary_size, bias=False)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw fresh weights from ``generator``."""
+        initialise(self, generator, embedding_std=1.0)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        cache: KeyValueCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits; the other arguments are those of ``Backbone.forward``."""
+        return self.output(self.backbone(self.embedding(token_ids), cache, positions, mask))
+
+
+def next_token_loss(model: Transformer, token_ids: Tensor) -> Tensor:
+    """Mean cross entropy in nats of every token but the first, of token ids [batch, tokens]."""
+    logits = model(token_ids[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), token_ids[:, 1:].flatten())

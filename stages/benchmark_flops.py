@@ -1,0 +1,93 @@
+"""Stage benchmark_flops: params -> results/flops.json, the published table and this run's models.
+
+FLOPs are counts and reproduce; the measured tokens a second go beside the stages' times, see ``running.TIMINGS``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from calm_core.artefacts import write_json
+from calm_core.autoencoder import AutoencoderConfig
+from calm_core.calm import CalmConfig
+from calm_core.calm_training import SCORED_TARGETS
+from calm_core.flops import (
+    ModelFlops,
+    calm_flops,
+    counted_calm_flops,
+    counted_transformer_flops,
+    encoder_parameters,
+    transformer_flops,
+)
+from calm_core.params import Params
+from calm_core.precision import set_threads
+from calm_core.throughput import tokens_per_second
+from calm_core.transformer import TransformerConfig
+from stages.running import Measured, run_stage
+
+PUBLISHED_CONTEXT = 2048
+PUBLISHED_SAMPLES = 8
+PUBLISHED_TRAINING_TOKENS = 5.0e11
+
+
+def main(params: Params) -> Measured:
+    """Count, confirm with torch's counter, measure, write."""
+    set_threads(params.runtime.threads)
+    published = _published()
+    run, shapes = _run(params)
+    write_json(Path("results/flops.json"), {"published": published, "run": run})
+    return tokens_per_second(params, *shapes)
+
+
+def _published() -> dict[str, Any]:
+    transformer = transformer_flops(TransformerConfig(), PUBLISHED_CONTEXT)
+    calm = calm_flops(CalmConfig(), AutoencoderConfig(), PUBLISHED_CONTEXT, PUBLISHED_SAMPLES)
+    return {
+        "transformer_s": _row(transformer, PUBLISHED_TRAINING_TOKENS),
+        "calm_m": _row(calm, PUBLISHED_TRAINING_TOKENS),
+        "training_saving": 1 - calm.training_per_token / transformer.training_per_token,
+        "inference_saving": 1 - calm.inference_per_token / transformer.inference_per_token,
+    }
+
+
+def _run(params: Params) -> tuple[dict[str, Any], tuple[CalmConfig, AutoencoderConfig, TransformerConfig]]:
+    vocabulary_size = params.tokenizer.vocabulary_size
+    coder = AutoencoderConfig.from_params(params.autoencoder, vocabulary_size)
+    calm = CalmConfig.from_params(params.calm, coder)
+    transformer = TransformerConfig.from_params(params.transformer, vocabulary_size)
+    calm_shape = (
+        params.calm.context_tokens // coder.patch_size,
+        params.calm.samples,
+        SCORED_TARGETS if params.calm.decoder_score else 0,
+    )
+    context = params.transformer.context_tokens
+    rows = {
+        "calm": (calm_flops(calm, coder, *calm_shape), counted_calm_flops(calm, coder, *calm_shape), params.calm),
+        "transformer": (
+            transformer_flops(transformer, context),
+            counted_transformer_flops(transformer, context),
+            params.transformer,
+        ),
+    }
+    run: dict[str, Any] = {}
+    for name, (analytic, counted, section) in rows.items():
+        tokens = section.steps * section.batch_sequences * section.context_tokens
+        run[name] = {
+            **_row(analytic, tokens),
+            "training_tokens": tokens,
+            "counted_training_flops": counted.training_per_token * tokens,
+            "measured_inference_flops_per_token": counted.inference_per_token,
+        }
+    run["calm"]["encoder_flops_per_token"] = 2 * encoder_parameters(coder) / coder.patch_size
+    return run, (calm, coder, transformer)
+
+
+def _row(flops: ModelFlops, training_tokens: float) -> dict[str, float]:
+    return {
+        "parameters": flops.parameters,
+        "training_flops": flops.training_per_token * training_tokens,
+        "inference_flops_per_token": flops.inference_per_token,
+    }
+
+
+if __name__ == "__main__":
+    run_stage("benchmark_flops", main)

@@ -1,0 +1,26 @@
+"""Stage encode_corpus: tokens and autoencoder -> data/latents."""
+
+from pathlib import Path
+
+from calm_core.artefacts import whole_directory
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig
+from calm_core.encoding import encode_corpus
+from calm_core.model_files import load_model
+from calm_core.params import Params
+from calm_core.precision import set_threads
+from calm_core.token_files import TokenStream
+from stages.running import run_stage
+
+
+def main(params: Params) -> None:
+    """Encode every distinct patch of the training split once."""
+    set_threads(params.runtime.threads)
+    model = load_model(Autoencoder, AutoencoderConfig, Path("models/autoencoder"))
+    tokens = TokenStream(Path("data/tokens"), "train")
+    with whole_directory(Path("data/latents")) as folder:
+        counts = encode_corpus(model, tokens, folder, params.runtime.precision)
+    print(f"{counts.patches:,} patches, {counts.distinct:,} distinct ({counts.distinct / counts.patches:.1%})")
+
+
+if __name__ == "__main__":
+    run_stage("encode_corpus", main)

@@ -1,0 +1,35 @@
+"""Stage train_autoencoder: tokens -> models/autoencoder and its reconstruction accuracy."""
+
+import time
+from pathlib import Path
+
+from calm_core.artefacts import whole_directory, write_json
+from calm_core.autoencoder_training import reconstruction, train_autoencoder
+from calm_core.model_files import count_parameters, save_model
+from calm_core.params import Params
+from calm_core.precision import set_threads
+from calm_core.token_files import TokenStream, vocabulary_size
+from calm_core.tokenizer import load_tokenizer
+from stages.curves import training_curves
+from stages.running import Measured, run_stage
+
+TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
+
+
+def main(params: Params) -> Measured:
+    """Train, measure on the held-out split, write."""
+    set_threads(params.runtime.threads)
+    started = time.monotonic()
+    with training_curves(Path("results/training/autoencoder")) as log:
+        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), log)
+    seconds = time.monotonic() - started
+    quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
+    with whole_directory(MODEL) as folder:
+        save_model(model, "autoencoder", load_tokenizer(TOKENS / "tokenizer.json"), folder)
+    write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})
+    section = params.autoencoder
+    return {"training_tokens_per_second": section.steps * section.batch_patches * section.patch_size / seconds}
+
+
+if __name__ == "__main__":
+    run_stage("train_autoencoder", main)

@@ -1,0 +1,116 @@
+"""Every patch size trains, the KL clip does what it says, and models survive a trip through their folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior, autoencoder_loss, clipped_kl, draw
+from calm_core.backbone import BackboneConfig
+from calm_core.calm import Calm, CalmConfig, energy_loss
+from calm_core.energy_head import EnergyHeadConfig
+from calm_core.errors import CalmError
+from calm_core.model_files import load_model, save_model
+from calm_core.tokenizer import train_tokenizer
+from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
+
+BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["a few words, a few more"], 260)
+
+
+@pytest.mark.parametrize("patch_size", range(1, 9))
+def test_both_models_learn_at_every_patch_size(patch_size: int) -> None:
+    generator = torch.Generator().manual_seed(patch_size)
+    token_ids = torch.randint(11, (12, 6, patch_size), generator=generator)
+    autoencoder = Autoencoder(AutoencoderConfig(11, patch_size, 16, 24, 12))
+    autoencoder.initialise(generator)
+    patches = token_ids.flatten(0, 1)
+    draws = draw(autoencoder.config, len(patches), generator)
+    optimiser = torch.optim.Adam(autoencoder.parameters(), 1e-2)
+    losses = []
+    for _ in range(12):
+        loss = autoencoder_loss(autoencoder, patches, draws).total
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+    autoencoder.requires_grad_(False)
+    calm = Calm(CalmConfig(11, patch_size, 12, BACKBONE, EnergyHeadConfig(1, 8)))
+    calm.initialise(generator)
+    targets = autoencoder.encode(token_ids[:, 1:].flatten(0, 1)).mean[None]
+    optimiser = torch.optim.Adam(calm.parameters(), 1e-2)
+    losses = []
+    noise = calm.head.draw((4, targets.shape[1]), generator)
+    for _ in range(12):
+        samples = calm.head(calm(token_ids[:, :-1]).flatten(0, 1), noise)
+        loss = energy_loss(samples, targets, spaces=(autoencoder.hidden_states,)).total
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < losses[0]
+    assert all(parameter.grad is not None for parameter in calm.parameters())
+
+
+def test_energy_head_starts_at_the_origin() -> None:
+    calm = Calm(CalmConfig(11, 2, 12, BACKBONE, EnergyHeadConfig(2, 8)))
+    generator = torch.Generator().manual_seed(0)
+    calm.initialise(generator)
+    hidden_states = torch.randn(3, 16, generator=generator)
+    assert torch.equal(calm.head(hidden_states, calm.head.draw((2, 3), generator)), torch.zeros(2, 3, 12))
+
+
+def test_kl_is_that_of_normals_and_clipped_by_dimension() -> None:
+    mean, log_std = torch.tensor([[0.7, 0.0, 3.0]]), torch.tensor([[-0.5, 0.0, -1.0]])
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, log_std.exp()), torch.distributions.Normal(0.0, 1.0)
+    )
+    torch.testing.assert_close(clipped_kl(Posterior(mean, log_std), 0.0), exact.sum(-1))
+    torch.testing.assert_close(clipped_kl(Posterior(mean, log_std), 0.5), exact.clamp(min=0.5).sum(-1))
+
+
+def test_dropout_keeps_targets_and_the_latent_scale() -> None:
+    model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
+    model.initialise(torch.Generator().manual_seed(0))
+    token_ids = torch.randint(1, 11, (5, 2))
+    draws = draw(model.config, 5, torch.Generator().manual_seed(1))
+    seen: list[torch.Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    latents: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda _, arguments: latents.append(arguments[0]))
+    autoencoder_loss(model, token_ids, draws, token_dropout=0.5, latent_dropout=0.25)
+    dropped = draws.token_uniform < 0.5
+    assert torch.equal(seen[0], token_ids.masked_fill(dropped, 0))
+    whole = model.encode(seen[0]).sample(draws.noise)
+    torch.testing.assert_close(latents[0], torch.where(draws.latent_uniform < 0.25, 0, whole / 0.75))
+
+
+def test_models_survive_their_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    calm = Calm(CalmConfig(11, 2, 12, BACKBONE, EnergyHeadConfig(2, 8)))
+    calm.initialise(torch.Generator().manual_seed(0))
+    save_model(calm, "calm", tokenizer, tmp_path)
+    loaded = load_model(Calm, CalmConfig, tmp_path)
+    assert loaded.config == calm.config
+    for name, weight in calm.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name])
+    with pytest.raises(CalmError, match="no model of kind 'transformer'"):
+        load_model(Transformer, TransformerConfig, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CalmError, match="damaged"):
+        load_model(Calm, CalmConfig, tmp_path)
+
+
+def test_next_token_loss_is_uniform_for_an_ignorant_model() -> None:
+    model = Transformer(TransformerConfig(11, BACKBONE))
+    model.initialise(torch.Generator().manual_seed(0))
+    torch.nn.init.zeros_(model.output.weight)
+    loss = next_token_loss(model, torch.randint(11, (2, 7)))
+    torch.testing.assert_close(loss, torch.tensor(11.0).log())
