@@ -16,7 +16,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-MAX_TOKENS = 4
+from calm_core.evaluation_blocks import MAX_TOKENS
+
 SCORES = [f"brier_{n}" for n in range(1, MAX_TOKENS + 1)]
 
 

@@ -78,6 +78,6 @@ def train_calm(
 
 @torch.no_grad()
 def manifold_distance(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-    """Distance of latents [..., latent] from the encoding of what they decode to, root mean square a dimension, [...]."""
+    """Root mean square, a dimension, between latents [..., latent] and the encoding of what they decode to, [...]."""
     nearest = autoencoder.encode(autoencoder.decode(latents)).mean
     return (latents - nearest).square().mean(dim=-1).sqrt()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from calm_core.autoencoder import Autoencoder
-from calm_core.brier import MAX_TOKENS, brier_from_probabilities
+from calm_core.brier import brier_from_probabilities
 from calm_core.calm import Calm
+from calm_core.evaluation_blocks import MAX_TOKENS
 from calm_core.transformer import Transformer
 
 

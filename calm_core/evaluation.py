@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from calm_core.autoencoder import Autoencoder
-from calm_core.brier import MAX_TOKENS, brier_from_samples, per_document
+from calm_core.brier import brier_from_samples, per_document
 from calm_core.calm import Calm
 from calm_core.continuations import calm_continuations, transformer_brier
-from calm_core.errors import CalmError
+from calm_core.evaluation_blocks import MAX_TOKENS, require_block
 from calm_core.progress import progress
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
@@ -101,13 +101,7 @@ def _evaluate(
 
 
 def _block_starts(tokens: TokenStream, context: int, limit: int) -> Tensor:
-    blocks = (min(len(tokens), limit) - MAX_TOKENS) // context
-    if blocks < 1:
-        raise CalmError(
-            f"the validation split has {len(tokens)} tokens, too few for one block of {context} and {MAX_TOKENS} more; "
-            "use more text, a larger corpus.validation_percent or a shorter context"
-        )
-    return torch.arange(blocks) * context
+    return torch.arange(require_block(min(len(tokens), limit), context)) * context
 
 
 def _targets(token_ids: Tensor, context: int, patch_size: int) -> Tensor:

@@ -71,22 +71,32 @@ def build_optimisers(model: nn.Module, training: Training) -> list[torch.optim.O
 
     "adamw" is the published one: AdamW with betas (0.9, 0.95) for everything, decay on matrices alone. "muon"
     takes the matrices between hidden layers; embeddings, output matrices, gains and biases stay with AdamW.
+    Embeddings have a learning rate of their own: an entry moves only in steps that see its token.
     """
     matrices: list[nn.Parameter] = []
+    embeddings: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        hidden = parameter.ndim == 2 and "embedding.weight" not in name and not name.startswith("output.")
-        (matrices if hidden else others).append(parameter)
+        if name.endswith("embedding.weight"):
+            embeddings.append(parameter)
+        elif parameter.ndim == 2 and not name.startswith("output."):
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": embeddings, "lr": training.embedding_learning_rate, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimisers: list[torch.optim.Optimizer] = []
     if training.optimiser == "muon":
-        muon = Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay)
-        return [muon, _adamw([{"params": others, "weight_decay": 0.0}], training)]
-    return [_adamw([{"params": matrices}, {"params": others, "weight_decay": 0.0}], training)]
-
-
-def _adamw(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        groups, training.learning_rate, betas=(0.9, 0.95), weight_decay=training.weight_decay, fused=True
+        optimisers.append(Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay))
+    else:
+        groups.append({"params": matrices})
+    decay = training.weight_decay
+    optimisers.append(
+        torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     )
+    return optimisers
 
 
 def learning_rate_factor(step: int, training: Training) -> float:

@@ -69,6 +69,7 @@ class Training(Section):
     schedule: Literal["constant", "linear", "cosine"]
     optimiser: Literal["adamw", "muon"]
     learning_rate: PositiveFloat
+    embedding_learning_rate: PositiveFloat
     muon_learning_rate: PositiveFloat
     weight_decay: Annotated[float, Field(ge=0)]
     gradient_clip: PositiveFloat

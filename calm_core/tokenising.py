@@ -8,6 +8,7 @@ from typing import Any
 from calm_core.artefacts import sha256, write_json
 from calm_core.corpus import describe, documents, is_validation
 from calm_core.errors import CalmError
+from calm_core.evaluation_blocks import require_block
 from calm_core.params import Params
 from calm_core.progress import progress
 from calm_core.token_files import DESCRIPTION, TokenWriter
@@ -20,11 +21,17 @@ def tokenise(params: Params, folder: Path) -> dict[str, Any]:
     """Write tokenizer.json, the shards of both splits and description.json into ``folder``; returns the description.
 
     Raises:
-        CalmError: the corpus cannot be read, or leaves a split without a document.
+        CalmError: the corpus cannot be read, leaves a split without a document, or has too few held-out tokens for
+            one block of evaluation.
     """
     corpus, validation_percent = params.corpus, params.corpus.validation_percent
     if params.tokenizer.path:
         tokenizer = load_tokenizer(Path(params.tokenizer.path))
+        if (size := tokenizer.get_vocab_size()) != params.tokenizer.vocabulary_size:
+            raise CalmError(
+                f"{params.tokenizer.path} has {size} entries but tokenizer.vocabulary_size is "
+                f"{params.tokenizer.vocabulary_size}; set it to {size}"
+            )
     else:
         texts = (text for text in documents(corpus) if not is_validation(text, validation_percent))
         sample = _first_bytes(texts, params.tokenizer.training_megabytes * 10**6)
@@ -51,6 +58,8 @@ def tokenise(params: Params, folder: Path) -> dict[str, Any]:
                 f"no document of the corpus falls into the {split} split; use more documents or another "
                 f"corpus.validation_percent (now {validation_percent:g})"
             )
+    # Told now, not by the evaluation after all the training.
+    require_block(writers["validation"].tokens, max(params.calm.context_tokens, params.transformer.context_tokens))
     description = {
         **describe(corpus),
         "vocabulary_size": vocabulary_size,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig
 from calm_core.backbone import BackboneConfig
 from calm_core.brier import (
-    MAX_TOKENS,
     bootstrap_brierlm,
     brier_from_probabilities,
     brier_from_samples,
@@ -20,6 +19,7 @@ from calm_core.brier import (
 from calm_core.calm import Calm, CalmConfig
 from calm_core.continuations import calm_continuations, transformer_brier
 from calm_core.energy_head import EnergyHeadConfig
+from calm_core.evaluation_blocks import MAX_TOKENS
 from calm_core.transformer import Transformer, TransformerConfig
 
 ROWS = 60_000
@@ -162,7 +162,7 @@ def test_brierlm_is_a_geometric_mean() -> None:
 
 
 def test_bootstrap_resamples_documents() -> None:
-    # Every document repeats one value at all its positions, so the interval must be that of documents, not of positions.
+    # A document repeats one value at all its positions, so the interval must be that of documents, not of positions.
     generator = torch.Generator().manual_seed(0)
     values = 0.1 + 0.05 * torch.randn(400, generator=generator)
     document = torch.arange(400).repeat_interleave(50)

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +8,7 @@ from calm_core.backbone import BackboneConfig
 from calm_core.calm import CalmConfig
 from calm_core.energy_head import EnergyHeadConfig
 from calm_core.flops import ModelFlops, calm_flops, counted_calm_flops, counted_transformer_flops, transformer_flops
+from calm_core.presets import load_preset
 from calm_core.transformer import TransformerConfig
 
 CONTEXT, SAMPLES, TRAINING_TOKENS = 2048, 8, 5.0e11
@@ -56,3 +58,15 @@ def test_torch_counts_the_same_for_other_shapes(scored_targets: int) -> None:
     shape = (calm, coder, 32, 5, scored_targets)
     assert_close(calm_flops(*shape), counted_calm_flops(*shape), 0.04)
     assert calm_flops(*shape).inference_per_token == counted_calm_flops(*shape).inference_per_token
+
+
+def test_presets_hold_the_published_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    calm, transformer = load_preset("calm-m"), load_preset("transformer-s")
+    coder = AutoencoderConfig.from_params(calm.autoencoder, calm.tokenizer.vocabulary_size)
+    assert coder == AutoencoderConfig()
+    assert CalmConfig.from_params(calm.calm, coder) == CalmConfig()
+    size = transformer.tokenizer.vocabulary_size
+    assert TransformerConfig.from_params(transformer.transformer, size) == TransformerConfig()
+    tokens = calm.calm.steps * calm.calm.batch_sequences * calm.calm.context_tokens
+    assert tokens == pytest.approx(TRAINING_TOKENS, rel=0.05)

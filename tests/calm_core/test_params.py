@@ -1,0 +1,106 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calm_core.errors import CalmError
+from calm_core.params import load_params, parse_params
+from calm_core.presets import apply_preset, load_preset, preset_names
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_committed_params_are_valid(values: dict[str, Any]) -> None:
+    parse_params(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("calm", "widht", 3, ["calm.widht is unknown", "hidden_size"]),
+        ("calm", "steps", "many", ["calm.steps", "'many'", "integer"]),
+        ("calm", "steps", 0, ["calm.steps", "0", "greater than or equal to 1"]),
+        ("calm", "head", "gan", ["calm.head", "'gan'", "'energy'"]),
+        ("calm", "alpha", 2.0, ["calm.alpha", "less than 2"]),
+        ("calm", "samples", 1, ["calm.samples", "greater than or equal to 2"]),
+        ("calm", "heads", 3, ["calm", "heads 3 does not divide hidden_size 128"]),
+        ("transformer", "key_value_heads", 3, ["key_value_heads 3 does not divide heads 4"]),
+        ("autoencoder", "patch_size", 5, ["patch_size 5 does not divide calm.context_tokens 256"]),
+        ("autoencoder", "latent_dropout", 1.0, ["autoencoder.latent_dropout", "less than 1"]),
+        ("report", "temperature", 0.0, ["report.temperature", "greater than 0"]),
+        ("report", "temperature", 1.5, ["report.temperature", "less than or equal to 1"]),
+        ("evaluation", "samples", 1, ["evaluation.samples", "greater than or equal to 2"]),
+        ("corpus", "source", "files", ["paths is empty"]),
+        ("transformer", "warmup_steps", 10**6, ["warmup_steps 1000000 exceeds steps"]),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], section: str, key: str, value: object, told: list[str]) -> None:
+    values[section][key] = value
+    with pytest.raises(CalmError) as raised:
+        parse_params(values)
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in told:
+        assert part in message
+
+
+def test_missing_and_unknown_sections(values: dict[str, Any]) -> None:
+    del values["calm"]
+    values["clam"] = {}
+    with pytest.raises(CalmError) as raised:
+        parse_params(values)
+    assert "calm is missing" in str(raised.value)
+    assert "clam is unknown; allowed here: seed, runtime, corpus" in str(raised.value)
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+))  # fmt: skip
+def test_any_yaml_gets_one_line(values: object) -> None:
+    with pytest.raises(CalmError) as raised:
+        parse_params(values)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["seed: [", "just text", "", "- 1", "seed: !!python/object:os.system x"])
+def test_files_that_are_no_params(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(CalmError) as raised:
+        load_params(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CalmError, match="is missing"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "presets").glob("*.yaml")])
+def test_presets_are_valid_overlays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    load_preset(name)
+
+
+def test_applying_a_preset_keeps_comments_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    base = tmp_path / "params.yaml"
+    base.write_text(Path("params.yaml").read_text())
+    apply_preset("smoke", base)
+    changed, original = yaml.safe_load(base.read_text()), yaml.safe_load(Path("params.yaml").read_text())
+    overlay = yaml.safe_load(Path("presets/smoke.yaml").read_text())
+    assert changed["calm"]["steps"] == overlay["calm"]["steps"] != original["calm"]["steps"]
+    assert changed["calm"]["alpha"] == original["calm"]["alpha"]
+    assert "# K, tokens a latent vector" in base.read_text()
+
+
+def test_unknown_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(CalmError, match="'huge' is unknown; there are: .*smoke"):
+        load_preset("huge")
+    assert "smoke" in preset_names()

@@ -1,0 +1,177 @@
+"""The real pipeline at presets/smoke.yaml size, run by DVC in a temporary clone as a user would run it."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def checked(folder: Path, *command: str) -> str:
+    result = run(folder, *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def clone(folder: Path) -> Path:
+    """A git repository with the working tree's files, uncommitted changes included, at smoke size."""
+    listed = checked(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard")
+    for name in listed.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    checked(folder, "git", "init", "--quiet")
+    checked(folder, "calm", "preset", "smoke")
+    checked(folder, "git", "add", "--all")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    dates = ("--date=2026-01-01T00:00:00Z",)
+    os.environ["GIT_COMMITTER_DATE"] = "2026-01-01T00:00:00Z"  # one revision for both clones: the report names it
+    checked(folder, "git", *identity, "commit", "--quiet", "--message", "clone", *dates)
+    return folder
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '(\w+)'", output))
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Content of all that the pipeline made, the machine's timings left out."""
+    files = [path for part in ("data", "models", "results") for path in sorted((folder / part).rglob("*"))]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file() and path.stem != "timings"
+    }
+
+
+def change(folder: Path, section: str, key: str, value: Any) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params[section][key] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which `dvc repro` has run once."""
+    folder = clone(tmp_path_factory.mktemp("first"))
+    assert ran(checked(folder, "dvc", "repro")) == set(STAGES)
+    return folder
+
+
+@pytest.fixture()
+def workspace(finished: Path) -> Any:
+    """The finished clone; its params are put back afterwards."""
+    yield finished
+    checked(finished, "git", "checkout", "--quiet", "params.yaml")
+    checked(finished, "dvc", "repro")
+
+
+def test_results_keep_their_contract(finished: Path) -> None:
+    results = {
+        name: json.loads((finished / f"results/{name}.json").read_text())
+        for name in ("autoencoder", "brierlm", "flops")
+    }
+    assert {"token_accuracy", "token_accuracy_noisy", "parameters"} <= results["autoencoder"].keys()
+    for model in ("calm", "transformer"):
+        score = results["brierlm"][model]
+        assert len(score["brier"]) == 4
+        low, high = score["brierlm_ci95"]
+        assert 0 <= low <= score["brierlm"] <= high
+        assert score["positions"] > 0
+        row = {"parameters", "training_flops", "inference_flops_per_token"}
+        assert row | {"measured_inference_flops_per_token"} <= results["flops"]["run"][model].keys()
+    assert results["brierlm"]["transformer"]["cross_entropy_nats"] > 0
+    published = results["flops"]["published"]
+    assert row <= published["transformer_s"].keys() & published["calm_m"].keys()
+    assert {"training_saving", "inference_saving"} <= published.keys()
+    timings = json.loads((finished / "results/timings.json").read_text())
+    assert set(timings) == set(STAGES)
+    assert timings["train_autoencoder"]["seconds"] > 0
+
+
+def test_nothing_to_do_the_second_time(finished: Path) -> None:
+    assert not ran(checked(finished, "dvc", "repro"))
+
+
+def test_two_clean_clones_agree_to_the_byte(finished: Path, tmp_path: Path) -> None:
+    other = clone(tmp_path)
+    checked(other, "dvc", "repro")
+    assert fingerprint(other) == fingerprint(finished)
+    assert (other / "dvc.lock").read_bytes() == (finished / "dvc.lock").read_bytes()
+
+
+def test_evaluation_params_train_nothing(workspace: Path) -> None:
+    change(workspace, "evaluation", "bootstrap_resamples", 150)
+    assert ran(checked(workspace, "dvc", "repro")) == {"check_params", "evaluate_brierlm", "report"}
+
+
+def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
+    before = fingerprint(workspace)
+    change(workspace, "calm", "steps", 13)
+    stages = ran(checked(workspace, "dvc", "repro"))
+    assert stages == {"check_params", "train_calm", "evaluate_brierlm", "benchmark_flops", "report"}
+    after = fingerprint(workspace)
+    changed = {path for path in before if before[path] != after[path]}
+    assert "models/calm/model.safetensors" in changed
+    assert not any(path.startswith(("data/", "models/autoencoder", "models/transformer")) for path in changed)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("calm", "widht", 64, "calm.widht is unknown; allowed here: steps, warmup_steps"),
+        ("calm", "steps", "many", "calm.steps is 'many': input should be a valid integer"),
+        ("autoencoder", "patch_size", 3, "autoencoder.patch_size 3 does not divide calm.context_tokens 64"),
+        ("transformer", "heads", 5, "heads 5 does not divide hidden_size 32"),
+        ("report", "temperature", 1.5, "report.temperature is 1.5: input should be less than or equal to 1"),
+    ],
+)
+def test_wrong_params_stop_before_any_work(workspace: Path, section: str, key: str, value: Any, told: str) -> None:
+    before = fingerprint(workspace)
+    change(workspace, section, key, value)
+    result = run(workspace, "dvc", "repro")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert told in output
+    assert "Traceback" not in output
+    assert ran(output) == {"check_params"}
+    assert fingerprint(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.txt", b"", "the corpus holds no text"),
+        ("latin1.txt", b"caf\xe9", "latin1.txt is not UTF-8 text (byte 3)"),
+        ("missing.txt", None, "missing.txt matches no file"),
+        ("short.txt", b"one document alone", "falls into the"),
+    ],
+)
+def test_a_bad_corpus_leaves_earlier_outputs(workspace: Path, name: str, content: bytes | None, told: str) -> None:
+    before = fingerprint(workspace)
+    if content is not None:
+        (workspace / name).write_bytes(content)
+    change(workspace, "corpus", "source", "files")
+    change(workspace, "corpus", "paths", [name])
+    result = run(workspace, "dvc", "repro")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert told in output
+    assert "Traceback" not in output
+    assert fingerprint(workspace) == before
