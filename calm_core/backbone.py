@@ -156,6 +156,13 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = rms_norm(config.hidden_size)
 
+    def zero_residuals(self) -> None:
+        """Set what each layer adds to its input to zero, so that training starts from the embeddings alone."""
+        for layer in self.modules():
+            if isinstance(layer, Layer):
+                nn.init.zeros_(layer.attention.output.weight)
+                nn.init.zeros_(layer.mlp.down.weight)
+
     def new_cache(self) -> KeyValueCache:
         """An empty cache for this backbone."""
         return KeyValueCache(self.config.layers)

@@ -72,8 +72,9 @@ class Calm(nn.Module):
         self.head = EnergyHead(config.head, hidden_size, config.latent_size)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw fresh weights from ``generator``; the head's last linear starts at zero."""
+        """Draw fresh weights from ``generator``; the head's last linear and what layers add start at zero."""
         initialise(self, generator, embedding_std=1.0)
+        self.backbone.zero_residuals()
         self.head.zero_output()
 
     def forward(

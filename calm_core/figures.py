@@ -39,8 +39,8 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         for name, model in models.items():
             low, high = model["brierlm_ci95"]
             score, flops = model["brierlm"], model["training_flops"]
-            errors = [[score - low], [high - score]]
-            axes.errorbar(flops, score, errors, fmt="o", capsize=5, markersize=7, color=model["colour"])
+            axes.plot([flops, flops], [low, high], color=model["colour"], marker="_", markersize=10, linewidth=2)
+            axes.plot(flops, score, color=model["colour"], marker="o", markersize=7)
             axes.annotate(f"{name}  {score:.2f}", (flops, score), (10, 0), textcoords="offset points", va="center")
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM (higher is better)")
         smallest = min(model["training_flops"] for model in models.values())

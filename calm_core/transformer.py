@@ -37,6 +37,7 @@ class Transformer(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights from ``generator``."""
         initialise(self, generator, embedding_std=1.0)
+        self.backbone.zero_residuals()
 
     def forward(
         self,

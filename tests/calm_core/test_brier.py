@@ -20,6 +20,7 @@ from calm_core.calm import Calm, CalmConfig
 from calm_core.continuations import calm_continuations, transformer_brier
 from calm_core.energy_head import EnergyHeadConfig
 from calm_core.evaluation_blocks import MAX_TOKENS
+from calm_core.layers import initialise
 from calm_core.transformer import Transformer, TransformerConfig
 
 ROWS = 60_000
@@ -131,7 +132,7 @@ def test_calm_for_every_patch_size(patch_size: int) -> None:
 
 def tiny_transformer() -> Transformer:
     model = Transformer(TransformerConfig(5, BackboneConfig(16, 24, 2, 2, 1)))
-    model.initialise(torch.Generator().manual_seed(3))
+    initialise(model, torch.Generator().manual_seed(3), embedding_std=1.0)  # unlike its own, with layers that matter
     return model.eval().requires_grad_(False)
 
 

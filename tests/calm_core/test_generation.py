@@ -9,6 +9,7 @@ from calm_core.calm import Calm, CalmConfig
 from calm_core.calm_training import manifold_distance
 from calm_core.energy_head import EnergyHeadConfig
 from calm_core.generation import generate_with_calm, generate_with_transformer
+from calm_core.layers import initialise
 from calm_core.temperature import temperature_choice
 from calm_core.transformer import Transformer, TransformerConfig
 
@@ -52,7 +53,7 @@ def test_impossible_temperatures(temperature: float) -> None:
 
 def test_transformer_at_low_temperature_is_greedy() -> None:
     model = Transformer(TransformerConfig(13, BACKBONE))
-    model.initialise(torch.Generator().manual_seed(0))
+    initialise(model, torch.Generator().manual_seed(0), embedding_std=1.0)
     prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
     generated = generate_with_transformer(model, prompt, 6, 1e-4, torch.Generator().manual_seed(0))
     greedy = prompt

@@ -67,10 +67,10 @@ def test_a_given_tokenizer_is_used(tmp_path: Path, smoke: Params) -> None:
     params = small_corpus(tmp_path, smoke, ["a text", "b text", "c text", "d text", "e text", "f text", "g text"])
     folder = tmp_path / "tokens"
     folder.mkdir()
-    with pytest.raises(CalmError, match=r"has 300 entries but tokenizer.vocabulary_size is 512"):
+    with pytest.raises(CalmError, match=r"has 289 entries but tokenizer.vocabulary_size is 512"):
         tokenise(params.model_copy(update={"tokenizer": section}), folder)
-    section = section.model_copy(update={"vocabulary_size": 300})
-    assert tokenise(params.model_copy(update={"tokenizer": section}), folder)["vocabulary_size"] == 300
+    section = section.model_copy(update={"vocabulary_size": 289})
+    assert tokenise(params.model_copy(update={"tokenizer": section}), folder)["vocabulary_size"] == 289
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not json"])
