@@ -72,7 +72,8 @@ class Encoder(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Posterior:
         hidden_states = self.token_layers(self.embedding(token_ids))
-        hidden_states = self.patch_layers(self.squeeze(hidden_states.flatten(-2)))
+        # Under autocast a linear gives bf16; what layers add up, and their norms, stay in float32.
+        hidden_states = self.patch_layers(self.squeeze(hidden_states.flatten(-2)).float())
         mean, log_std = self.to_posterior(self.norm(hidden_states)).float().chunk(2, dim=-1)
         return Posterior(mean, log_std)
 
@@ -92,8 +93,8 @@ class Decoder(nn.Module):
         self.norm = rms_norm(hidden_size)
 
     def forward(self, latents: Tensor) -> Tensor:
-        hidden_states = self.expand(self.patch_layers(self.from_latent(latents)))
-        hidden_states = hidden_states.unflatten(-1, (self.patch_size, -1))
+        hidden_states = self.expand(self.patch_layers(self.from_latent(latents).float()))
+        hidden_states = hidden_states.float().unflatten(-1, (self.patch_size, -1))
         return self.norm(self.token_layers(hidden_states))
 
 

@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         )
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return self.projection(self.embedding(token_ids).flatten(-2))
+        return self.projection(self.embedding(token_ids).flatten(-2)).float()
 
 
 class Calm(nn.Module):

@@ -140,14 +140,16 @@ def _require_readable_text(path: Path) -> None:
     if ".parquet" in path.suffixes or path.suffix == ".zst":
         return
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    pending = 0  # bytes of an unfinished character that the decoder holds
     try:
         with _OPENERS.get(path.suffix, lambda p: p.open("rb"))(path) as file:
             while chunk := file.read(1 << 20):
                 decoder.decode(chunk)
                 position += len(chunk)
+                pending = len(decoder.getstate()[0])
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        at = position + error.start
+        at = position - pending + error.start
         raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise CalmError(f"{path} cannot be read: {_one_line(error)}") from None

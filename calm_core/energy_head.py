@@ -63,8 +63,8 @@ class EnergyHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, noise: Tensor) -> Tensor:
         """One sample for each noise vector; ``hidden_states`` may lack leading dimensions of ``noise``."""
-        condition = self.condition_norm(self.condition_projection(hidden_states))
-        x = self.noise_norm(self.noise_projection(noise))
+        condition = self.condition_norm(self.condition_projection(hidden_states).float())
+        x = self.noise_norm(self.noise_projection(noise).float())
         condition = condition.expand_as(x)
         for block in self.blocks:
             x = block(x, condition)

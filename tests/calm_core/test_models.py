@@ -114,3 +114,28 @@ def test_next_token_loss_is_uniform_for_an_ignorant_model() -> None:
     torch.nn.init.zeros_(model.output.weight)
     loss = next_token_loss(model, torch.randint(11, (2, 7)))
     torch.testing.assert_close(loss, torch.tensor(11.0).log())
+
+
+def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 12))
+    calm = Calm(CalmConfig(11, 2, 12, BACKBONE, EnergyHeadConfig(2, 8)))
+    transformer = Transformer(TransformerConfig(11, BACKBONE))
+    seen: list[torch.dtype] = []
+    for model in (autoencoder, calm, transformer):
+        model.initialise(generator)
+        for module in model.modules():
+            if isinstance(module, torch.nn.RMSNorm):
+                module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    token_ids = torch.randint(11, (3, 4, 2), generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        draws = draw(autoencoder.config, 12, generator)
+        coder_loss = autoencoder_loss(autoencoder, token_ids.flatten(0, 1), draws).total
+        hidden_states = calm(token_ids)
+        samples = calm.head(hidden_states, calm.head.draw((2, 3, 4), generator)).flatten(1, 2)
+        loss = energy_loss(samples, torch.zeros(1, 12, 12), spaces=(autoencoder.hidden_states,)).total
+        token_loss = next_token_loss(transformer, token_ids.flatten(1))
+    assert set(seen) == {torch.float32}
+    assert {coder_loss.dtype, loss.dtype, token_loss.dtype} == {torch.float32}
+    (coder_loss + loss + token_loss).backward()
+    assert all(torch.isfinite(p.grad).all() for p in calm.parameters() if p.grad is not None)

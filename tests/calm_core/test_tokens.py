@@ -64,7 +64,7 @@ def test_a_given_tokenizer_is_used(tmp_path: Path, smoke: Params) -> None:
     path = tmp_path / "given.json"
     TOKENIZER.save(str(path))
     section = smoke.tokenizer.model_copy(update={"path": str(path)})
-    params = small_corpus(tmp_path, smoke, ["a text", "b text", "c text", "d text", "e text", "f text", "g text"])
+    params = small_corpus(tmp_path, smoke, [f"text number {number}" for number in range(200)])
     folder = tmp_path / "tokens"
     folder.mkdir()
     with pytest.raises(CalmError, match=r"has 289 entries but tokenizer.vocabulary_size is 512"):
