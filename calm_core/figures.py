@@ -56,24 +56,25 @@ def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
     autoencoder, calm, transformer = curves["autoencoder"], curves["calm"], curves["transformer"]
     with plt.rc_context(_STYLE):
         figure, panels = plt.subplots(2, 3, figsize=(10.5, 5.4), layout="constrained")
-        _line(panels[0, 0], autoencoder["cross_entropy"], NEUTRAL, "Autoencoder: cross entropy, nats a token")
+        _line(panels[0, 0], autoencoder["cross_entropy"], NEUTRAL, "Autoencoder: cross entropy", ylabel="nats a token")
         panels[0, 0].set_yscale("log")
-        _line(panels[0, 1], autoencoder["kl"], NEUTRAL, "Autoencoder: clipped KL, nats a patch")
-        _line(panels[0, 2], transformer["loss"], TRANSFORMER, "Transformer: cross entropy, nats a token")
+        _line(panels[0, 1], autoencoder["kl"], NEUTRAL, "Autoencoder: clipped KL", ylabel="nats a patch")
+        _line(panels[0, 2], transformer["loss"], TRANSFORMER, "Transformer: cross entropy", ylabel="nats a token")
         _line(panels[1, 0], calm["loss"], CALM, "CALM: energy loss")
-        _line(panels[1, 1], calm["fidelity"], CALM, "CALM: the loss's two terms", "fidelity")
-        _line(panels[1, 1], calm["diversity"], SECOND, "CALM: the loss's two terms", "diversity")
+        _line(panels[1, 1], calm["fidelity"], CALM, "CALM: the two terms", "fidelity")
+        _line(panels[1, 1], calm["diversity"], SECOND, "CALM: the two terms", "diversity")
         panels[1, 1].legend(frameon=False)
-        _line(panels[1, 2], calm["manifold_distance"], CALM, "CALM: samples' distance from the manifold")
+        _line(panels[1, 2], calm["manifold_distance"], CALM, "CALM: distance from the manifold", ylabel="a dimension")
         panels[1, 2].set_ylim(bottom=0)
         for axes in panels[1]:
             axes.set_xlabel("step")
         return _svg(figure)
 
 
-def _line(axes: Axes, table: pl.DataFrame, colour: str, title: str, label: str = "") -> None:
+def _line(axes: Axes, table: pl.DataFrame, colour: str, title: str, label: str = "", ylabel: str = "") -> None:
     axes.plot(table["step"].to_list(), table[table.columns[-1]].to_list(), color=colour, linewidth=1.4, label=label)
     axes.set_title(title)
+    axes.set_ylabel(ylabel)
 
 
 def _svg(figure: Figure) -> str:
