@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from calm_core import params as sections
 from calm_core.autoencoder import Autoencoder
-from calm_core.calm import Calm, CalmConfig, energy_loss
+from calm_core.calm import Calm, CalmConfig
 from calm_core.errors import CalmError
+from calm_core.head import HeadObjective
 from calm_core.latent_files import LatentCorpus
 from calm_core.params import Params
 from calm_core.randomness import generator
@@ -16,11 +18,14 @@ from calm_core.training import batch_indices, train
 
 STAGE = "train_calm"
 
-SCORED_TARGETS = 1
-"""Target samples a position whose decoder states are scored; they hardly differ from one another."""
+OBSERVED_POSITIONS = 128
+"""Positions of a training batch at which the distance from the manifold is observed, a sample each."""
 
-OBSERVED_POSITIONS = 1024
-"""Positions of a training batch at which the distance from the manifold is observed."""
+
+def head_objective(section: sections.Calm, autoencoder: Autoencoder) -> HeadObjective:
+    """What params.yaml asks the head to be trained for."""
+    spaces = (autoencoder.hidden_states,) if section.decoder_score else ()
+    return HeadObjective(section.samples, section.target_samples, section.alpha, spaces)
 
 
 def train_calm(
@@ -46,30 +51,32 @@ def train_calm(
         )
     model = Calm(CalmConfig.from_params(section, autoencoder.config))
     model.initialise(generator(seed, STAGE, "weights"))
-    spaces = (autoencoder.hidden_states,) if section.decoder_score else ()
+    head = head_objective(section, autoencoder)
+    seen: dict[str, Tensor] = {}
 
-    def sample_next(step: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Samples [N, positions, latent] of the batch of ``step``, and the positions' targets in the stream."""
-        starts = batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
-        patches = tokens.windows(starts * patch_size, section.context_tokens).unflatten(-1, (-1, patch_size))
-        hidden_states = model(patches).flatten(0, 1)
-        noise = model.head.draw((section.samples, len(hidden_states)), draws)
-        targets = (starts[:, None] + torch.arange(1, context + 1)).flatten()
-        return model.head(hidden_states, noise), targets
-
-    last_samples: list[Tensor] = []
+    def inputs(patches: Tensor, starts: Tensor, draws: torch.Generator) -> Tensor:
+        if section.input == "tokens":
+            return patches
+        posterior = latents.posterior(starts[:, None] + torch.arange(context))
+        return posterior.sample(torch.randn(posterior.mean.shape, generator=draws))
 
     def objective(step: int) -> Mapping[str, Tensor]:
         draws = generator(seed, STAGE, "step", step)
-        samples, positions = sample_next(step, draws)
-        posterior = latents.posterior(positions)
-        noise = torch.randn(section.target_samples, *posterior.mean.shape, generator=draws)
-        loss = energy_loss(samples, posterior.sample(noise), section.alpha, spaces, SCORED_TARGETS)
-        last_samples[:] = [samples[0, :OBSERVED_POSITIONS].detach()]
-        return {"loss": loss.total, "fidelity": loss.fidelity, "diversity": loss.diversity}
+        starts = batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
+        patches = tokens.windows(starts * patch_size, section.context_tokens).unflatten(-1, (-1, patch_size))
+        hidden_states = model(inputs(patches, starts, draws)).flatten(0, 1)
+        posterior = latents.posterior((starts[:, None] + torch.arange(1, context + 1)).flatten())
+        loss = model.head.loss(
+            hidden_states, posterior, model.head.training_draws(len(hidden_states), head, draws), head
+        )
+        seen["hidden_states"] = hidden_states[:OBSERVED_POSITIONS].detach()
+        return {"loss": loss.total, **loss.terms}
 
+    @torch.no_grad()
     def observe() -> Mapping[str, float]:
-        return {"manifold_distance": float(manifold_distance(autoencoder, last_samples[0]).mean())}
+        noise = model.head.sampling_draws((len(seen["hidden_states"]),), generator(seed, STAGE, "observed"))
+        samples = model.head.sample(seen["hidden_states"], noise)
+        return {"manifold_distance": float(manifold_distance(autoencoder, samples).mean())}
 
     tokens_per_step = section.batch_sequences * section.context_tokens
     train(model, objective, section, params.runtime, "calm", log, tokens_per_step, observe)

@@ -36,18 +36,19 @@ def calm_continuations(
     """
     batch, count, patch_size = patches.shape
     cache = model.backbone.new_cache()
-    hidden_states = model(patches, cache).repeat(samples, 1, 1)
+    hidden_states = model(model.inputs(patches, autoencoder), cache).repeat(samples, 1, 1)
     leaves = torch.arange(count, device=patches.device)
     steps = -(-tokens // patch_size)
     if steps > 1:
         cache = cache.repeat(samples)
     drawn: list[Tensor] = []
+    latents = torch.empty(0)
     for step in range(steps):
         if step:
             mask = branch_mask(leaves, count, step)
-            hidden_states = model(drawn[-1], cache, leaves + step, mask)
-        noise = model.head.draw((samples * batch, count), generator)
-        drawn.append(autoencoder.decode(model.head(hidden_states, noise)))
+            hidden_states = model(model.inputs(drawn[-1], autoencoder, latents), cache, leaves + step, mask)
+        latents = model.head.sample(hidden_states, model.head.sampling_draws((samples * batch, count), generator))
+        drawn.append(autoencoder.decode(latents))
     return torch.cat(drawn, dim=-1)[..., :tokens].unflatten(0, (samples, batch))
 
 

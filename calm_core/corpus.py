@@ -20,7 +20,7 @@ import botocore
 import datasets
 
 from calm_core.botocore_corpus import LICENCE, botocore_documents
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, one_line
 from calm_core.params import Corpus
 
 _FORMATS = {
@@ -86,7 +86,7 @@ def _open_dataset(corpus: Corpus) -> Any:
     try:
         return datasets.load_dataset(corpus.dataset, corpus.configuration or None, split=split, streaming=True)
     except Exception as error:  # datasets raises many kinds, all of which say why
-        raise CalmError(f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {_one_line(error)}") from None
+        raise CalmError(f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}") from None
 
 
 def _file_texts(corpus: Corpus) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _file_texts(corpus: Corpus) -> Iterator[str]:
         except Exception as error:
             for path in map(Path, files):
                 _require_readable_text(path)
-            raise CalmError(f"{', '.join(files)} cannot be read as {kind}: {_one_line(error)}") from None
+            raise CalmError(f"{', '.join(files)} cannot be read as {kind}: {one_line(error)}") from None
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -152,8 +152,4 @@ def _require_readable_text(path: Path) -> None:
         at = position - pending + error.start
         raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
     except (OSError, EOFError, lzma.LZMAError) as error:
-        raise CalmError(f"{path} cannot be read: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise CalmError(f"{path} cannot be read: {one_line(error)}") from None

@@ -1,24 +1,49 @@
 """The energy head: one pass turns noise and a hidden state into one sample of the next latent (paper, section 3).
 
-A stack of residual blocks refines projected noise under the backbone's hidden state. There is no
-likelihood; the energy score trains it. About 10 % of a model's parameters.
+Notable:
+- a stack of residual blocks refines projected noise under the backbone's hidden state, one pass a sample;
+- the energy score trains it, of the latents and, if asked, of their images in other spaces;
+- about 10 % of a model's parameters.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calm_core.autoencoder import Posterior
+from calm_core.energy_score import energy_score
+from calm_core.head import HeadLoss, HeadObjective
 from calm_core.layers import NORM_EPSILON
 
 
 @dataclass(frozen=True)
 class EnergyHeadConfig:
-    """Shape of an energy head beside the hidden size of its backbone."""
+    """Shape of an energy head; the defaults are the published ones."""
 
     blocks: int = 4
     noise_size: int = 64
+    kind: Literal["energy"] = "energy"
+
+    def build(self, hidden_size: int, latent_size: int) -> "EnergyHead":
+        return EnergyHead(self, hidden_size, latent_size)
+
+    def training_weights(self, hidden_size: int, latent_size: int, samples: int) -> int:
+        # As the paper counts: every sample pays for the projection of the hidden state.
+        return samples * self.sampling_weights(hidden_size, latent_size)
+
+    def sampling_weights(self, hidden_size: int, latent_size: int) -> int:
+        ends = (self.noise_size + latent_size) * hidden_size + 2 * hidden_size**2
+        return self.blocks * 6 * hidden_size**2 + ends
+
+
+class EnergyDraws(NamedTuple):
+    """``noise`` [N, P, noise_size] uniform in [-0.5, 0.5), ``targets`` [M, P, latent] standard normal."""
+
+    noise: Tensor
+    targets: Tensor
 
 
 class EnergyBlock(nn.Module):
@@ -38,11 +63,11 @@ class EnergyBlock(nn.Module):
 
 
 class EnergyHead(nn.Module):
-    """Hidden states [..., hidden] and noise [..., noise_size] -> latents [..., latent] float32."""
+    """Hidden states [..., hidden] and noise [..., noise_size] -> latents [..., latent] float32; see ``head.Head``."""
 
     def __init__(self, config: EnergyHeadConfig, hidden_size: int, latent_size: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.latent_size = config, latent_size
         self.noise_projection = nn.Linear(config.noise_size, hidden_size)
         self.noise_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
         self.condition_projection = nn.Linear(hidden_size, hidden_size)
@@ -52,20 +77,45 @@ class EnergyHead(nn.Module):
         self.output = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, latent_size))
 
     def zero_output(self) -> None:
-        """Set the last linear to zero, so that training starts from samples at the origin."""
         for parameter in self.output[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Noise for ``shape`` samples, [*shape, noise_size], uniform in [-0.5, 0.5)."""
-        device = generator.device
-        return torch.rand(*shape, self.config.noise_size, generator=generator, device=device) - 0.5
+    def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> EnergyDraws:
+        noise = self.sampling_draws((objective.samples, positions), generator)
+        shape = (objective.target_samples, positions, self.latent_size)
+        return EnergyDraws(noise, torch.randn(shape, generator=generator, device=generator.device))
 
-    def forward(self, hidden_states: Tensor, noise: Tensor) -> Tensor:
-        """One sample for each noise vector; ``hidden_states`` may lack leading dimensions of ``noise``."""
+    def loss(
+        self, hidden_states: Tensor, posterior: Posterior, draws: EnergyDraws, objective: HeadObjective
+    ) -> HeadLoss:
+        return energy_loss(self.sample(hidden_states, draws.noise), posterior.sample(draws.targets), objective)
+
+    def sampling_draws(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Noise [*shape, noise_size], uniform in [-0.5, 0.5)."""
+        return torch.rand(*shape, self.config.noise_size, generator=generator, device=generator.device) - 0.5
+
+    def sample(self, hidden_states: Tensor, draws: Tensor) -> Tensor:
         condition = self.condition_norm(self.condition_projection(hidden_states).float())
-        x = self.noise_norm(self.noise_projection(noise).float())
+        x = self.noise_norm(self.noise_projection(draws).float())
         condition = condition.expand_as(x)
         for block in self.blocks:
             x = block(x, condition)
         return self.output(self.norm(x)).float()
+
+
+def energy_loss(samples: Tensor, targets: Tensor, objective: HeadObjective) -> HeadLoss:
+    """Energy score of latent ``samples`` [N, P, latent] against ``targets`` [M, P, latent], averaged over positions.
+
+    The published loss scores the latents as they are. Each of ``objective.spaces`` adds the score of their images,
+    averaged over parts and, to save work, over the first ``scored_targets`` targets alone; a sum of proper
+    scores is proper, and strictly so while the latent term is there. ``terms`` are fidelity and diversity,
+    added over spaces; ``total`` is their difference.
+    """
+    scores = [energy_score(samples, targets, objective.alpha)]
+    for space in objective.spaces:
+        with torch.no_grad():
+            target_images = space(targets[: objective.scored_targets]).flatten(1, 2).float()
+        scores.append(energy_score(space(samples).flatten(1, 2).float(), target_images, objective.alpha))
+    fidelity = torch.stack([score.fidelity.mean() for score in scores]).sum()
+    diversity = torch.stack([score.diversity.mean() for score in scores]).sum()
+    return HeadLoss(fidelity - diversity, {"fidelity": fidelity.detach(), "diversity": diversity.detach()})

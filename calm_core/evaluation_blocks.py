@@ -11,7 +11,7 @@ def require_block(tokens: int, context: int) -> int:
     blocks = (tokens - MAX_TOKENS) // context
     if blocks < 1:
         raise CalmError(
-            f"the validation split has {tokens} tokens, too few for one block of {context} and {MAX_TOKENS} more; "
+            f"the held-out text has {tokens} tokens, too few for one block of {context} and {MAX_TOKENS} more; "
             "use more text, a larger corpus.validation_percent or a shorter context"
         )
     return blocks

@@ -51,6 +51,27 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         return _svg(figure)
 
 
+def brierlm_against_cross_entropy(checkpoints: list[dict[str, Any]]) -> str:
+    """BrierLM with its 95 % interval against cross entropy, one point a checkpoint, in the order of training.
+
+    Each of ``checkpoints`` has {"step", "cross_entropy_nats", "brierlm", "brierlm_ci95"}.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
+        entropies = [row["cross_entropy_nats"] for row in checkpoints]
+        axes.plot(entropies, [row["brierlm"] for row in checkpoints], color=TRANSFORMER, marker="o", linewidth=1)
+        for row in checkpoints:
+            axes.plot([row["cross_entropy_nats"]] * 2, row["brierlm_ci95"], color=TRANSFORMER, linewidth=1, alpha=0.5)
+        for row in (checkpoints[0], checkpoints[-1]):
+            place = (row["cross_entropy_nats"], row["brierlm"])
+            axes.annotate(f"step {row['step']:,}", place, (6, 6), textcoords="offset points")
+        axes.invert_xaxis()
+        axes.margins(x=0.15)
+        axes.set(xlabel="cross entropy, nats a token (training goes to the right)", ylabel="BrierLM")
+        axes.set_title("Transformer checkpoints: two measures")
+        return _svg(figure)
+
+
 def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
     """Two rows of panels over training steps; ``curves`` maps a model to its scalars, tables of step and value."""
     autoencoder, calm, transformer = curves["autoencoder"], curves["calm"], curves["transformer"]
@@ -60,9 +81,10 @@ def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
         panels[0, 0].set_yscale("log")
         _line(panels[0, 1], autoencoder["kl"], NEUTRAL, "Autoencoder: clipped KL", ylabel="nats a patch")
         _line(panels[0, 2], transformer["loss"], TRANSFORMER, "Transformer: cross entropy", ylabel="nats a token")
-        _line(panels[1, 0], calm["loss"], CALM, "CALM: energy loss")
-        _line(panels[1, 1], calm["fidelity"], CALM, "CALM: the two terms", "fidelity")
-        _line(panels[1, 1], calm["diversity"], SECOND, "CALM: the two terms", "diversity")
+        _line(panels[1, 0], calm["loss"], CALM, "CALM: loss")
+        terms = [name for name in calm if name not in ("loss", "manifold_distance")]
+        for name, colour in zip(reversed(terms), (CALM, SECOND), strict=False):
+            _line(panels[1, 1], calm[name], colour, "CALM: what the loss is made of", name.replace("_", " "))
         panels[1, 1].legend(frameon=False)
         _line(panels[1, 2], calm["manifold_distance"], CALM, "CALM: distance from the manifold", ylabel="a dimension")
         panels[1, 2].set_ylim(bottom=0)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.backbone import BackboneConfig
 from calm_core.calm import Calm, CalmConfig
+from calm_core.head import HeadObjective
 from calm_core.transformer import Transformer, TransformerConfig
 
 BACKWARD = 2
@@ -39,14 +40,6 @@ def layers_parameters(config: BackboneConfig) -> int:
 def attention_flops(config: BackboneConfig, context: int) -> int:
     """Scores and weighted values of one position over ``context`` positions, in all layers: 4 C D layers."""
     return 4 * context * config.hidden_size * config.layers
-
-
-def head_parameters(config: CalmConfig) -> int:
-    """Weights of the energy head's matrices: what one sample passes through."""
-    size = config.backbone.hidden_size
-    block = 6 * size**2
-    ends = config.head.noise_size * size + 2 * size**2 + size * config.latent_size
-    return config.head.blocks * block + ends
 
 
 def decoder_parameters(config: AutoencoderConfig, logits: bool = True) -> int:
@@ -81,19 +74,21 @@ def calm_flops(
 ) -> ModelFlops:
     """Analytic count of CALM at a context of ``context`` patches, training with ``samples`` samples a position.
 
-    Inference (b + h + d) / K, training 3 (b + N h) / K, for backbone b, head h and decoder d. Where the
+    Inference (b + h + d) / K, training 3 (b + N h) / K, for backbone b, head h and decoder d; heads other than
+    energy call their network once a sample in training and many times in inference. Where the
     decoder's hidden states are scored too, the samples pass through the frozen decoder forwards and, for their
     gradient alone, backwards, and ``scored_targets`` targets forwards: (2 N + M') d' / K more, which the
-    published recipe does not have.
+    published recipe does not have. Input by latents costs L D instead of K D^2 in the input projection.
     """
     backbone, patch_size = config.backbone, config.patch_size
-    size = backbone.hidden_size
-    inputs = patch_size * size * 2 * size + 2 * size * size
+    size, latent_size = backbone.hidden_size, config.latent_size
+    input_size = patch_size * size if config.input == "tokens" else latent_size
+    inputs = (input_size + size) * 2 * size
     forward = 2 * (layers_parameters(backbone) + inputs) + attention_flops(backbone, context)
-    head = 2 * head_parameters(config)
-    training = (1 + BACKWARD) * (forward + samples * head)
+    training = (1 + BACKWARD) * (forward + 2 * config.head.training_weights(size, latent_size, samples))
     if scored_targets:
         training += (2 * samples + scored_targets) * 2 * decoder_parameters(autoencoder, logits=False)
+    head = 2 * config.head.sampling_weights(size, latent_size)
     inference = forward + head + 2 * decoder_parameters(autoencoder)
     return ModelFlops(_parameters(lambda: Calm(config)), training / patch_size, inference / patch_size)
 
@@ -115,20 +110,21 @@ def counted_calm_flops(
     """What torch's FLOP counter sees of the same models, a token, on one sequence of ``context`` patches."""
     with torch.device("meta"):
         model, decoder = Calm(config), Autoencoder(autoencoder).requires_grad_(False)
-        token_ids = torch.zeros(1, context, config.patch_size, dtype=torch.int64)
-        noise = torch.zeros(samples, 1, context, config.head.noise_size)
-        targets = torch.zeros(scored_targets, 1, context, config.latent_size)
+        shape = (config.patch_size,) if config.input == "tokens" else (config.latent_size,)
+        inputs = torch.zeros(1, context, *shape, dtype=torch.int64 if config.input == "tokens" else torch.float32)
+        posterior = Posterior(*torch.zeros(2, context, config.latent_size))
+        spaces = (decoder.hidden_states,) if scored_targets else ()
+    objective = HeadObjective(samples, max(1, scored_targets), 1.0, spaces, scored_targets)
+    generator = torch.Generator()
+    training_draws = model.head.training_draws(context, objective, generator)
+    training_draws = type(training_draws)(*(draw.to("meta") for draw in training_draws))
+    sampling_draws = model.head.sampling_draws((1, context), generator).to("meta")
 
     def train() -> None:
-        latents = model.head(model(token_ids), noise)
-        loss = latents.sum()
-        if scored_targets:
-            loss = loss + decoder.hidden_states(latents).sum()
-            decoder.hidden_states(targets)
-        loss.backward()
+        model.head.loss(model(inputs).flatten(0, 1), posterior, training_draws, objective).total.backward()
 
     def infer() -> Tensor:
-        return decoder.logits(model.head(model(token_ids), noise[0]))
+        return decoder.logits(model.head.sample(model(inputs), sampling_draws))
 
     tokens = context * config.patch_size
     training = _count(train)

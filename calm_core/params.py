@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, one_line
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -96,6 +96,11 @@ class Autoencoder(Training):
     latent_dropout: Probability
     batch_patches: Positive
 
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that the training sees, repeated ones counted again."""
+        return self.steps * self.batch_patches * self.patch_size
+
 
 class LanguageModel(Training):
     """The backbone and the batches of a language model."""
@@ -109,6 +114,11 @@ class LanguageModel(Training):
     context_tokens: Annotated[int, Field(ge=2)]
     batch_sequences: Positive
 
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that the training sees, repeated ones counted again."""
+        return self.steps * self.batch_sequences * self.context_tokens
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.heads:
@@ -121,16 +131,26 @@ class LanguageModel(Training):
         return self
 
 
+class Transformer(LanguageModel):
+    """The baseline."""
+
+    checkpoints: Annotated[int, Field(ge=3)]
+
+
 class Calm(LanguageModel):
     """The continuous language model, its head and its loss (paper, section 3)."""
 
-    head: Literal["energy"]
+    input: Literal["tokens", "latents"]
+    head: Literal["energy", "diffusion", "flow"]
     head_blocks: Positive
     noise_size: Positive
     samples: Annotated[int, Field(ge=2)]
     target_samples: Positive
     alpha: Annotated[float, Field(gt=0, lt=2)]
     decoder_score: bool
+    diffusion_steps: Annotated[int, Field(ge=2, le=1000)]
+    flow_solver: Literal["euler", "midpoint"]
+    flow_steps: Annotated[int, Field(ge=1, le=1000)]
 
 
 class Evaluation(Section):
@@ -139,6 +159,7 @@ class Evaluation(Section):
     samples: Annotated[int, Field(ge=2)]
     batch_sequences: Positive
     tokens: Positive
+    checkpoint_tokens: Positive
     bootstrap_resamples: Annotated[int, Field(ge=100)]
 
 
@@ -160,7 +181,7 @@ class Params(Section):
     tokenizer: Tokenizer
     autoencoder: Autoencoder
     calm: Calm
-    transformer: LanguageModel
+    transformer: Transformer
     evaluation: Evaluation
     report: Report
 
@@ -189,7 +210,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
         return parse_params(yaml.safe_load(text), str(path))
     except yaml.YAMLError as error:
-        raise CalmError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise CalmError(f"{path} is not valid YAML: {one_line(error)}") from None
 
 
 def parse_params(values: Any, name: str = "params") -> Params:
@@ -204,7 +225,7 @@ def parse_params(values: Any, name: str = "params") -> Params:
 
 def _explain(problem: Any) -> str:
     """One pydantic error as 'section.key: what is wrong (got value)'."""
-    key = ".".join(str(part) for part in problem["loc"])
+    key = " ".join(".".join(str(part) for part in problem["loc"]).split())
     if problem["type"] == "extra_forbidden":
         section = Params.model_fields.get(str(problem["loc"][0]))
         owner = section.annotation if section and len(problem["loc"]) > 1 else Params

@@ -6,7 +6,13 @@ from typing import Any
 import jinja2
 import polars as pl
 
-from calm_core.figures import CALM, TRANSFORMER, brierlm_against_flops, training_curves
+from calm_core.figures import (
+    CALM,
+    TRANSFORMER,
+    brierlm_against_cross_entropy,
+    brierlm_against_flops,
+    training_curves,
+)
 
 TITLES = {"calm": "CALM", "transformer": "Transformer"}
 _COLOURS = {"calm": CALM, "transformer": TRANSFORMER}
@@ -30,6 +36,7 @@ def render_report(
     autoencoder: dict[str, Any],
     brierlm: dict[str, Any],
     flops: dict[str, Any],
+    correlation: dict[str, Any],
     curves: dict[str, dict[str, pl.DataFrame]],
     samples: list[dict[str, str]],
     machine: dict[str, str],
@@ -42,7 +49,11 @@ def render_report(
         TITLES[name]: {**result, "training_flops": flops["run"][name]["training_flops"], "colour": _COLOURS[name]}
         for name, result in brierlm.items()
     }
-    figures = {"quality": brierlm_against_flops(models), "curves": training_curves(curves)}
+    figures = {
+        "quality": brierlm_against_flops(models),
+        "curves": training_curves(curves),
+        "correlation": brierlm_against_cross_entropy(correlation["checkpoints"]),
+    }
     return environment.get_template("report.html.jinja").render(
         params=params,
         params_text=params_text,
@@ -51,6 +62,7 @@ def render_report(
         brierlm=brierlm,
         flops=flops,
         flops_rows=_flops_rows(flops),
+        correlation=correlation,
         figures=figures,
         samples=samples,
         machine=machine,

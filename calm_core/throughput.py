@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.calm import Calm, CalmConfig, energy_loss
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from calm_core.calm import Calm, CalmConfig
+from calm_core.calm_training import head_objective
 from calm_core.params import Params
 from calm_core.precision import autocast
 from calm_core.randomness import generator
@@ -36,13 +37,14 @@ def tokens_per_second(
     shape = (params.transformer.batch_sequences, params.transformer.context_tokens + 1)
     token_ids = torch.randint(coder.vocabulary_size, shape, generator=draws)
     positions = patches.shape[0] * patches.shape[1]
-    targets = torch.randn(section.target_samples, positions, coder.latent_size, generator=draws)
-    spaces = (autoencoder.hidden_states,) if section.decoder_score else ()
+    posterior = Posterior(torch.zeros(positions, coder.latent_size), torch.zeros(positions, coder.latent_size))
+    objective = head_objective(section, autoencoder)
+    patch_inputs = calm_model.inputs(patches, autoencoder)
 
     def calm_training() -> None:
-        noise = calm_model.head.draw((section.samples, positions), draws)
-        samples = calm_model.head(calm_model(patches).flatten(0, 1), noise)
-        energy_loss(samples, targets, section.alpha, spaces).total.backward()
+        head_draws = calm_model.head.training_draws(positions, objective, draws)
+        hidden_states = calm_model(patch_inputs).flatten(0, 1)
+        calm_model.head.loss(hidden_states, posterior, head_draws, objective).total.backward()
         calm_model.zero_grad()
 
     def transformer_training() -> None:
@@ -51,8 +53,8 @@ def tokens_per_second(
 
     @torch.no_grad()
     def calm_inference() -> Tensor:
-        hidden_states = calm_model(patches)
-        return autoencoder.decode(calm_model.head(hidden_states, calm_model.head.draw(patches.shape[:2], draws)))
+        noise = calm_model.head.sampling_draws(patches.shape[:2], draws)
+        return autoencoder.decode(calm_model.head.sample(calm_model(patch_inputs), noise))
 
     @torch.no_grad()
     def transformer_inference() -> Tensor:

@@ -1,9 +1,11 @@
 """From documents to token shards in bounded memory: train the tokenizer on a sample, then encode in batches."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from calm_core.artefacts import sha256, write_json
 from calm_core.corpus import describe, documents, is_validation
@@ -25,6 +27,7 @@ def tokenise(params: Params, folder: Path) -> dict[str, Any]:
             one block of evaluation.
     """
     corpus, validation_percent = params.corpus, params.corpus.validation_percent
+    texts = documents(corpus)
     if params.tokenizer.path:
         tokenizer = load_tokenizer(Path(params.tokenizer.path))
         if (size := tokenizer.get_vocab_size()) != params.tokenizer.vocabulary_size:
@@ -33,24 +36,22 @@ def tokenise(params: Params, folder: Path) -> dict[str, Any]:
                 f"{params.tokenizer.vocabulary_size}; set it to {size}"
             )
     else:
-        texts = (text for text in documents(corpus) if not is_validation(text, validation_percent))
-        sample = _first_bytes(texts, params.tokenizer.training_megabytes * 10**6)
+        beginning = _beginning(texts, params.tokenizer.training_megabytes * 10**6, validation_percent)
+        sample = (text for text in beginning if not is_validation(text, validation_percent))
         with progress("tokenizer training", None, "documents") as advance:
             tokenizer = train_tokenizer(_counted(sample, advance), params.tokenizer.vocabulary_size)
+        texts = chain(beginning, texts)
     tokenizer.save(str(folder / "tokenizer.json"))
 
     vocabulary_size, end_of_text = tokenizer.get_vocab_size(), end_of_text_id(tokenizer)
     writers = {split: TokenWriter(folder, split, vocabulary_size) for split in ("train", "validation")}
     characters = dict.fromkeys(writers, 0)
-    stream = documents(corpus)
     with progress("tokenise", None, "documents") as advance:
-        while batch := list(islice(stream, BATCH_DOCUMENTS)):
-            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            for text, encoding in zip(batch, encodings, strict=True):
-                split = "validation" if is_validation(text, validation_percent) else "train"
-                writers[split].write([*encoding.ids, end_of_text])
-                characters[split] += len(text)
-            advance(len(batch))
+        for text, token_ids in encode_documents(tokenizer, texts):
+            split = "validation" if is_validation(text, validation_percent) else "train"
+            writers[split].write(token_ids)
+            characters[split] += len(text)
+            advance()
     for split, writer in writers.items():
         writer.flush()
         if not writer.documents:
@@ -78,14 +79,26 @@ def tokenise(params: Params, folder: Path) -> dict[str, Any]:
     return description
 
 
-def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
-    """Texts until their UTF-8 reaches ``limit`` bytes."""
+def encode_documents(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[tuple[str, list[int]]]:
+    """Each of ``texts`` with its token ids, the end-of-text token after them."""
+    end_of_text = end_of_text_id(tokenizer)
+    while batch := list(islice(texts, BATCH_DOCUMENTS)):
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        for text, encoding in zip(batch, encodings, strict=True):
+            yield text, [*encoding.ids, end_of_text]
+
+
+def _beginning(texts: Iterator[str], limit: int, validation_percent: float) -> list[str]:
+    """The first of ``texts``, as far as their training split reaches ``limit`` bytes of UTF-8; reads no further."""
+    beginning: list[str] = []
     total = 0
     for text in texts:
+        beginning.append(text)
+        if not is_validation(text, validation_percent):
+            total += len(text.encode())
         if total >= limit:
-            return
-        total += len(text.encode())
-        yield text
+            break
+    return beginning
 
 
 def _counted(texts: Iterator[str], advance: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, one_line
 
 PAD, END_OF_TEXT = "<pad>", "<eos>"
 
@@ -39,7 +39,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception
-        raise CalmError(f"{path} is no tokenizer.json: {' '.join(str(error).split())}") from None
+        raise CalmError(f"{path} is no tokenizer.json: {one_line(error)}") from None
     end_of_text_id(tokenizer)
     return tokenizer
 

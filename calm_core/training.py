@@ -33,11 +33,13 @@ def train(
     log: Callable[[int, Mapping[str, float]], None],
     tokens_per_step: int,
     observe: Callable[[], Mapping[str, float]] = dict,
+    after_step: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Minimise ``objective`` over the parameters of ``model`` for ``training.steps`` steps.
 
     ``log`` receives, some 200 times, the number of steps done and the means of the named scalars since
     the last time, beside what ``observe`` then sees; ``name`` and ``tokens_per_step`` are for the display.
+    ``after_step`` is called with the number of steps done after each of them.
 
     Raises:
         CalmError: the loss is not a finite number.
@@ -70,6 +72,7 @@ def train(
                 note = f"loss {means['loss']:.4g}"
                 sums = {}
             advance(tokens_per_step, note if sums == {} else "")
+            after_step(step + 1)
     model.eval()
 
 

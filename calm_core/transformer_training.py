@@ -15,9 +15,15 @@ STAGE = "train_transformer"
 
 
 def train_transformer(
-    params: Params, tokens: TokenStream, vocabulary_size: int, log: Callable[[int, Mapping[str, float]], None]
+    params: Params,
+    tokens: TokenStream,
+    vocabulary_size: int,
+    log: Callable[[int, Mapping[str, float]], None],
+    keep: Callable[[int, Transformer], None],
 ) -> Transformer:
     """Train a fresh Transformer on the training split ``tokens``; ``log`` is that of ``training.train``.
+
+    ``keep`` receives the number of steps done and the model ``checkpoints`` times, evenly spread, the end included.
 
     Raises:
         CalmError: the split is shorter than one context and the token that follows it.
@@ -37,5 +43,12 @@ def train_transformer(
         starts = batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
         return {"loss": next_token_loss(model, tokens.windows(starts, context + 1))}
 
-    train(model, objective, section, params.runtime, "transformer", log, section.batch_sequences * context)
+    kept_steps = {section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints)}
+
+    def after_step(done: int) -> None:
+        if done in kept_steps:
+            keep(done, model)
+
+    tokens_per_step = section.batch_sequences * context
+    train(model, objective, section, params.runtime, "transformer", log, tokens_per_step, after_step=after_step)
     return model

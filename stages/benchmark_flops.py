@@ -9,7 +9,6 @@ from typing import Any
 from calm_core.artefacts import write_json
 from calm_core.autoencoder import AutoencoderConfig
 from calm_core.calm import CalmConfig
-from calm_core.calm_training import SCORED_TARGETS
 from calm_core.flops import (
     ModelFlops,
     calm_flops,
@@ -18,6 +17,7 @@ from calm_core.flops import (
     encoder_parameters,
     transformer_flops,
 )
+from calm_core.head import HeadObjective
 from calm_core.params import Params
 from calm_core.precision import set_threads
 from calm_core.throughput import tokens_per_second
@@ -54,11 +54,8 @@ def _run(params: Params) -> tuple[dict[str, Any], tuple[CalmConfig, AutoencoderC
     coder = AutoencoderConfig.from_params(params.autoencoder, vocabulary_size)
     calm = CalmConfig.from_params(params.calm, coder)
     transformer = TransformerConfig.from_params(params.transformer, vocabulary_size)
-    calm_shape = (
-        params.calm.context_tokens // coder.patch_size,
-        params.calm.samples,
-        SCORED_TARGETS if params.calm.decoder_score else 0,
-    )
+    scored_targets = HeadObjective().scored_targets if params.calm.decoder_score and params.calm.head == "energy" else 0
+    calm_shape = (params.calm.context_tokens // coder.patch_size, params.calm.samples, scored_targets)
     context = params.transformer.context_tokens
     rows = {
         "calm": (calm_flops(calm, coder, *calm_shape), counted_calm_flops(calm, coder, *calm_shape), params.calm),
@@ -70,7 +67,7 @@ def _run(params: Params) -> tuple[dict[str, Any], tuple[CalmConfig, AutoencoderC
     }
     run: dict[str, Any] = {}
     for name, (analytic, counted, section) in rows.items():
-        tokens = section.steps * section.batch_sequences * section.context_tokens
+        tokens = section.training_tokens
         run[name] = {
             **_row(analytic, tokens),
             "training_tokens": tokens,

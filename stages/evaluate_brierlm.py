@@ -10,7 +10,7 @@ from calm_core.autoencoder import Autoencoder, AutoencoderConfig
 from calm_core.brier import bootstrap_brierlm
 from calm_core.calm import Calm, CalmConfig
 from calm_core.evaluation import cross_entropy, evaluate_calm, evaluate_transformer
-from calm_core.model_files import load_model
+from calm_core.model_files import AUTOENCODER, load_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
 from calm_core.randomness import generator
@@ -26,7 +26,7 @@ def main(params: Params) -> None:
     set_threads(params.runtime.threads)
     settings = params.evaluation
     tokens = TokenStream(Path("data/tokens"), "validation")
-    autoencoder = load_model(Autoencoder, AutoencoderConfig, Path("models/autoencoder"))
+    autoencoder = load_model(Autoencoder, AutoencoderConfig, Path("models/calm") / AUTOENCODER)
     calm = load_model(Calm, CalmConfig, Path("models/calm"))
     transformer = load_model(Transformer, TransformerConfig, Path("models/transformer"))
     batch, limit = settings.batch_sequences, settings.tokens

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from calm_core.artefacts import whole_directory, write_json
+from calm_core.artefacts import write_json
 from calm_core.autoencoder_training import reconstruction, train_autoencoder
 from calm_core.model_files import count_parameters, save_model
 from calm_core.params import Params
@@ -24,11 +24,9 @@ def main(params: Params) -> Measured:
         model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), log)
     seconds = time.monotonic() - started
     quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
-    with whole_directory(MODEL) as folder:
-        save_model(model, "autoencoder", load_tokenizer(TOKENS / "tokenizer.json"), folder)
+    save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
     write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})
-    section = params.autoencoder
-    return {"training_tokens_per_second": section.steps * section.batch_patches * section.patch_size / seconds}
+    return {"training_tokens_per_second": params.autoencoder.training_tokens / seconds}
 
 
 if __name__ == "__main__":

@@ -93,10 +93,10 @@ class ChainHead(nn.Module):
         super().__init__()
         self.patch_size = patch_size
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Generator:
+    def sampling_draws(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Generator:
         return generator
 
-    def forward(self, hidden_states: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, hidden_states: Tensor, generator: torch.Generator) -> Tensor:
         return sample_chain(hidden_states[..., 0].long(), generator)[..., : self.patch_size].float()
 
 
@@ -107,8 +107,8 @@ class ChainCalm(Calm):
         super().__init__(CalmConfig(3, patch_size, patch_size, BackboneConfig(8, 8, 1, 1, 1), EnergyHeadConfig(1, 1)))
         self.head = ChainHead(patch_size)  # type: ignore[assignment]
 
-    def forward(self, token_ids: Tensor, *_: object) -> Tensor:
-        return token_ids[..., -1:].float()
+    def forward(self, inputs: Tensor, *_: object) -> Tensor:
+        return inputs[..., -1:].float()
 
 
 class ChainAutoencoder(Autoencoder):

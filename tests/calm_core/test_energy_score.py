@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from calm_core.calm import energy_loss
+from calm_core.energy_head import energy_loss
 from calm_core.energy_score import energy_score
+from calm_core.head import HeadObjective
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
@@ -61,8 +62,11 @@ def test_spaces_add_their_scores() -> None:
     generator = torch.Generator().manual_seed(4)
     samples = torch.randn(4, 6, 5, generator=generator, requires_grad=True)
     targets = torch.randn(3, 6, 5, generator=generator)
-    plain = energy_loss(samples, targets)
+    plain = energy_loss(samples, targets, HeadObjective())
     # Two parts of the tripled latents: their energy is three times the latents' own.
-    tripled = energy_loss(samples, targets, spaces=(lambda x: torch.stack([3 * x, 3 * x], dim=-2),), scored_targets=3)
+    objective = HeadObjective(spaces=(lambda x: torch.stack([3 * x, 3 * x], dim=-2),), scored_targets=3)
+    tripled = energy_loss(samples, targets, objective)
     torch.testing.assert_close(tripled.total, 4 * plain.total)
-    torch.testing.assert_close(tripled.fidelity, 4 * plain.fidelity)
+    for name, term in plain.terms.items():
+        torch.testing.assert_close(tripled.terms[name], 4 * term)
+    torch.testing.assert_close(plain.total, plain.terms["fidelity"] - plain.terms["diversity"])

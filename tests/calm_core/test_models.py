@@ -8,10 +8,11 @@ from tokenizers import Tokenizer
 
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior, autoencoder_loss, clipped_kl, draw
 from calm_core.backbone import BackboneConfig
-from calm_core.calm import Calm, CalmConfig, energy_loss
-from calm_core.energy_head import EnergyHeadConfig
+from calm_core.calm import Calm, CalmConfig
+from calm_core.energy_head import EnergyHeadConfig, energy_loss
 from calm_core.errors import CalmError
-from calm_core.model_files import load_model, save_model
+from calm_core.head import HeadObjective
+from calm_core.model_files import load_model, load_model_tokenizer, read_config, save_model
 from calm_core.tokenizer import train_tokenizer
 from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
 
@@ -47,10 +48,11 @@ def test_both_models_learn_at_every_patch_size(patch_size: int) -> None:
     targets = autoencoder.encode(token_ids[:, 1:].flatten(0, 1)).mean[None]
     optimiser = torch.optim.Adam(calm.parameters(), 1e-2)
     losses = []
-    noise = calm.head.draw((4, targets.shape[1]), generator)
+    noise = calm.head.sampling_draws((4, targets.shape[1]), generator)
+    objective = HeadObjective(spaces=(autoencoder.hidden_states,))
     for _ in range(12):
-        samples = calm.head(calm(token_ids[:, :-1]).flatten(0, 1), noise)
-        loss = energy_loss(samples, targets, spaces=(autoencoder.hidden_states,)).total
+        samples = calm.head.sample(calm(token_ids[:, :-1]).flatten(0, 1), noise)
+        loss = energy_loss(samples, targets, objective).total
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -64,7 +66,8 @@ def test_energy_head_starts_at_the_origin() -> None:
     generator = torch.Generator().manual_seed(0)
     calm.initialise(generator)
     hidden_states = torch.randn(3, 16, generator=generator)
-    assert torch.equal(calm.head(hidden_states, calm.head.draw((2, 3), generator)), torch.zeros(2, 3, 12))
+    samples = calm.head.sample(hidden_states, calm.head.sampling_draws((2, 3), generator))
+    assert torch.equal(samples, torch.zeros(2, 3, 12))
 
 
 def test_kl_is_that_of_normals_and_clipped_by_dimension() -> None:
@@ -95,7 +98,9 @@ def test_dropout_keeps_targets_and_the_latent_scale() -> None:
 def test_models_survive_their_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
     calm = Calm(CalmConfig(11, 2, 12, BACKBONE, EnergyHeadConfig(2, 8)))
     calm.initialise(torch.Generator().manual_seed(0))
-    save_model(calm, "calm", tokenizer, tmp_path)
+    save_model(calm, tokenizer, tmp_path, 64)
+    assert read_config(tmp_path)["context_tokens"] == 64
+    assert load_model_tokenizer(tmp_path).to_str() == tokenizer.to_str()
     loaded = load_model(Calm, CalmConfig, tmp_path)
     assert loaded.config == calm.config
     for name, weight in calm.state_dict().items():
@@ -128,12 +133,13 @@ def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:
             if isinstance(module, torch.nn.RMSNorm):
                 module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
     token_ids = torch.randint(11, (3, 4, 2), generator=generator)
+    objective = HeadObjective(spaces=(autoencoder.hidden_states,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         draws = draw(autoencoder.config, 12, generator)
         coder_loss = autoencoder_loss(autoencoder, token_ids.flatten(0, 1), draws).total
         hidden_states = calm(token_ids)
-        samples = calm.head(hidden_states, calm.head.draw((2, 3, 4), generator)).flatten(1, 2)
-        loss = energy_loss(samples, torch.zeros(1, 12, 12), spaces=(autoencoder.hidden_states,)).total
+        samples = calm.head.sample(hidden_states, calm.head.sampling_draws((2, 3, 4), generator)).flatten(1, 2)
+        loss = energy_loss(samples, torch.zeros(1, 12, 12), objective).total
         token_loss = next_token_loss(transformer, token_ids.flatten(1))
     assert set(seen) == {torch.float32}
     assert {coder_loss.dtype, loss.dtype, token_loss.dtype} == {torch.float32}

@@ -19,6 +19,10 @@ def render(params: Params) -> str:
         "positions": 10,
         "documents": 3,
     }
+    checkpoints = [
+        {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
+        for n in (1, 2, 3)
+    ]
     return render_report(
         params=params,
         params_text="seed: 0 # <b>not bold</b>",
@@ -30,6 +34,7 @@ def render(params: Params) -> str:
             "published": {"transformer_s": model, "calm_m": model, "training_saving": 0.435, "inference_saving": 0.34},
             "run": {"calm": run, "transformer": run},
         },
+        correlation={"pearson": -0.9, "spearman": None, "checkpoints": checkpoints},
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
         samples=[{"prompt": "a & b <i>", "truth": "t", "calm": "c", "transformer": "d"}],
         machine={"processor": "some processor", "git revision": "abc"},
@@ -38,7 +43,20 @@ def render(params: Params) -> str:
 
 def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
     page = render(params)
-    for text in ("1.50", "[1.20, 1.80]", "99.95 %", "3.500 nats", "44 %", "34 %", "12,345", "some processor", "abc"):
+    for text in (
+        "1.50",
+        "[1.20, 1.80]",
+        "99.95 %",
+        "3.500 nats",
+        "44 %",
+        "34 %",
+        "12,345",
+        "some processor",
+        "abc",
+        "Pearson -0.900",
+        "Spearman undefined",
+        "3 checkpoints",
+    ):
         assert text in page
     assert "a &amp; b &lt;i&gt;" in page
     assert "&lt;b&gt;not bold&lt;/b&gt;" in page
@@ -48,7 +66,7 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
 def test_the_page_needs_nothing_else_and_is_reproducible(params: Params) -> None:
     page = render(params)
     assert page == render(params)
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     links = re.findall(r"(?:src|href)=\"([^\"#]+)\"", page)
     assert links == ["timings.js"]  # optional: speeds of the machine, no part of the result
 

@@ -1,0 +1,86 @@
+"""The diffusion head: a denoiser that predicts noise and variance, run backwards (paper, section 3, "other heads")."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from calm_core.autoencoder import Posterior
+from calm_core.denoiser import Denoiser, denoiser_weights
+from calm_core.diffusion import cosine_schedule, diffuse_back, diffusion_loss, respaced
+from calm_core.head import HeadLoss, HeadObjective
+
+
+@dataclass(frozen=True)
+class DiffusionHeadConfig:
+    """Shape and steps of a diffusion head; the defaults are the published ones."""
+
+    blocks: int = 4
+    training_steps: int = 1000
+    sampling_steps: int = 100
+    kind: Literal["diffusion"] = "diffusion"
+
+    def build(self, hidden_size: int, latent_size: int) -> "DiffusionHead":
+        return DiffusionHead(self, hidden_size, latent_size)
+
+    def training_weights(self, hidden_size: int, latent_size: int, samples: int) -> int:
+        return denoiser_weights(self.blocks, hidden_size, latent_size, 2 * latent_size, samples)
+
+    def sampling_weights(self, hidden_size: int, latent_size: int) -> int:
+        return denoiser_weights(self.blocks, hidden_size, latent_size, 2 * latent_size, self.sampling_steps)
+
+
+class DiffusionDraws(NamedTuple):
+    """``targets``, ``noise`` [N, P, latent] standard normal, ``times`` [N, P] uniform over the training steps."""
+
+    targets: Tensor
+    times: Tensor
+    noise: Tensor
+
+
+class DiffusionHead(nn.Module):
+    """Hidden states [..., hidden] and noise [steps + 1, ..., latent] -> latents [..., latent]; see ``head.Head``."""
+
+    def __init__(self, config: DiffusionHeadConfig, hidden_size: int, latent_size: int) -> None:
+        super().__init__()
+        self.config, self.latent_size = config, latent_size
+        self.denoiser = Denoiser(config.blocks, hidden_size, latent_size, 2 * latent_size)
+        self.training_schedule = cosine_schedule(config.training_steps)
+        self.sampling_schedule = respaced(self.training_schedule, config.sampling_steps)
+
+    def zero_output(self) -> None:
+        self.denoiser.zero_output()
+
+    def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> DiffusionDraws:
+        shape, device = (objective.samples, positions), generator.device
+        return DiffusionDraws(
+            targets=torch.randn(*shape, self.latent_size, generator=generator, device=device),
+            times=torch.randint(self.config.training_steps, shape, generator=generator, device=device),
+            noise=torch.randn(*shape, self.latent_size, generator=generator, device=device),
+        )
+
+    def loss(
+        self, hidden_states: Tensor, posterior: Posterior, draws: DiffusionDraws, objective: HeadObjective
+    ) -> HeadLoss:
+        condition = self.denoiser.condition(hidden_states)
+        noise_error, bound = diffusion_loss(
+            lambda x, times: self.denoiser(x, times, condition),
+            self.training_schedule,
+            posterior.sample(draws.targets),
+            draws.times,
+            draws.noise,
+        )
+        terms = {"noise_error": noise_error.mean(), "variational_bound": bound.mean()}
+        return HeadLoss(
+            terms["noise_error"] + terms["variational_bound"], {name: term.detach() for name, term in terms.items()}
+        )
+
+    def sampling_draws(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """The starting points and each step's noise, [steps + 1, *shape, latent], standard normal."""
+        steps = self.config.sampling_steps + 1
+        return torch.randn(steps, *shape, self.latent_size, generator=generator, device=generator.device)
+
+    def sample(self, hidden_states: Tensor, draws: Tensor) -> Tensor:
+        condition = self.denoiser.condition(hidden_states)
+        return diffuse_back(lambda x, times: self.denoiser(x, times, condition), self.sampling_schedule, draws)

@@ -1,0 +1,48 @@
+"""Stage correlate_brierlm: held-out tokens and the Transformer's checkpoints -> results/correlation.json."""
+
+from pathlib import Path
+from typing import Any
+
+from calm_core.artefacts import write_json
+from calm_core.brier import bootstrap_brierlm
+from calm_core.evaluation import cross_entropy, evaluate_transformer
+from calm_core.metric_correlation import correlation
+from calm_core.model_files import load_model
+from calm_core.params import Params
+from calm_core.precision import set_threads
+from calm_core.randomness import generator
+from calm_core.token_files import TokenStream
+from calm_core.transformer import Transformer, TransformerConfig
+from stages.running import run_stage
+
+STAGE = "correlate_brierlm"
+
+
+def main(params: Params) -> None:
+    """Score every checkpoint by both measures, at the places where ``evaluate_brierlm`` scores the final model."""
+    set_threads(params.runtime.threads)
+    settings, context = params.evaluation, params.transformer.context_tokens
+    batch, limit = settings.batch_sequences, settings.checkpoint_tokens
+    tokens = TokenStream(Path("data/tokens"), "validation")
+    rows: list[dict[str, Any]] = []
+    for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
+        model = load_model(Transformer, TransformerConfig, folder)
+        documents = evaluate_transformer(
+            model, tokens, context, params.autoencoder.patch_size, batch, limit, settings.samples, params.seed
+        )
+        score = bootstrap_brierlm(documents, settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
+        rows.append(
+            {
+                "step": int(folder.name.removeprefix("step-")),
+                "cross_entropy_nats": cross_entropy(model, tokens, context, batch, limit),
+                "brierlm": score.brierlm,
+                "brierlm_ci95": list(score.ci95),
+            }
+        )
+    found = correlation([row["brierlm"] for row in rows], [row["cross_entropy_nats"] for row in rows])
+    write_json(Path("results/correlation.json"), {**found._asdict(), "checkpoints": rows})
+    print(f"BrierLM and cross entropy over {len(rows)} checkpoints: Pearson {found.pearson}, Spearman {found.spearman}")
+
+
+if __name__ == "__main__":
+    run_stage(STAGE, main)

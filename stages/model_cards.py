@@ -1,0 +1,28 @@
+"""Stage model_cards: descriptions and results of the models -> README.md in each model's folder."""
+
+from pathlib import Path
+
+from calm_core.artefacts import read_json, write_text
+from calm_core.model_card import render_model_card
+from calm_core.model_files import read_config
+from calm_core.params import Params
+from calm_core.token_files import DESCRIPTION
+from stages.running import run_stage
+
+
+def main(params: Params) -> None:
+    """Write the three cards."""
+    corpus = read_json(Path("data/tokens") / DESCRIPTION)
+    results = {"autoencoder": read_json(Path("results/autoencoder.json")), **read_json(Path("results/brierlm.json"))}
+    for kind, section in (
+        ("autoencoder", params.autoencoder),
+        ("calm", params.calm),
+        ("transformer", params.transformer),
+    ):
+        folder = Path("models") / kind
+        card = render_model_card(kind, read_config(folder), corpus, section.model_dump(), results[kind])
+        write_text(folder / "README.md", card)
+
+
+if __name__ == "__main__":
+    run_stage("model_cards", main)
