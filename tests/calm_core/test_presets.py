@@ -1,0 +1,102 @@
+"""The published configurations: what the paper prints of them follows from the presets."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from calm_core.autoencoder import AutoencoderConfig
+from calm_core.calm import CalmConfig
+from calm_core.flops import ModelFlops, calm_flops, transformer_flops
+from calm_core.presets import load_preset, preset_names
+from calm_core.transformer import TransformerConfig
+
+ROOT = Path(__file__).parents[2]
+TRAINING_TOKENS = 5.0e11
+"""What the paper's figures are counted over."""
+
+SHAPE = ("hidden_size", "intermediate_size", "layers", "heads", "key_value_heads")
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def overlay(name: str) -> dict[str, dict[str, object]]:
+    return yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def calm(name: str) -> tuple[ModelFlops, int]:
+    """FLOPs of a preset's CALM, and the tokens it trains on."""
+    params = load_preset(name)
+    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
+    context = params.calm.context_tokens // coder.patch_size
+    config = CalmConfig.from_params(params.calm, coder)
+    return calm_flops(config, coder, context, params.calm.samples), params.calm.training_tokens
+
+
+def transformer(name: str) -> tuple[ModelFlops, int]:
+    """FLOPs of a preset's Transformer, and the tokens it trains on."""
+    params = load_preset(name)
+    config = TransformerConfig.from_params(params.transformer, params.tokenizer.vocabulary_size)
+    return transformer_flops(config, params.transformer.context_tokens), params.transformer.training_tokens
+
+
+def test_all_published_configurations_are_there() -> None:
+    published = {"autoencoder", "calm-m", "calm-l", "transformer-s", "transformer-m", "transformer-l"}
+    assert published < set(preset_names())
+    for name in preset_names():
+        load_preset(name)
+
+
+def test_autoencoder() -> None:
+    params = load_preset("autoencoder")
+    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
+    assert coder == AutoencoderConfig()
+    assert params.autoencoder.training_tokens == pytest.approx(15e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "training_flops", "inference_flops"),
+    [("calm-m", 371, "3.7e+20", "2.9e+08"), ("calm-l", 735, "8.0e+20", "4.6e+08")],
+)
+def test_calm(name: str, parameters: int, training_flops: str, inference_flops: str) -> None:
+    flops, tokens = calm(name)
+    assert int(flops.parameters / 1e6) == parameters
+    assert f"{flops.training_per_token * TRAINING_TOKENS:.1e}" == training_flops
+    assert f"{flops.inference_per_token:.1e}" == inference_flops
+    assert tokens == pytest.approx(TRAINING_TOKENS, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "training_flops"),
+    # The paper prints 849 M for Transformer-L, whose FLOPs agree.
+    [("transformer-s", 281, "6.64e+20"), ("transformer-m", 465, "1.20e+21"), ("transformer-l", 847, "2.25e+21")],
+)
+def test_transformer(name: str, parameters: int, training_flops: str) -> None:
+    flops, tokens = transformer(name)
+    assert int(flops.parameters / 1e6) == parameters
+    assert f"{flops.training_per_token * TRAINING_TOKENS:.2e}" == training_flops
+    assert tokens == pytest.approx(TRAINING_TOKENS, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["calm-m", "calm-l"])
+def test_calm_comes_with_the_published_autoencoder_and_head(name: str) -> None:
+    autoencoder = overlay("autoencoder")
+    assert {section: overlay(name)[section] for section in autoencoder} == autoencoder
+    section = load_preset(name).calm
+    assert (section.input, section.head, section.decoder_score) == ("tokens", "energy", False)
+    assert (section.samples, section.target_samples, section.alpha) == (8, 100, 1.0)
+
+
+def test_sizes_differ_in_shape_alone() -> None:
+    for kind, sizes in {"calm": "ml", "transformer": "sml"}.items():
+        recipes = []
+        for size in sizes:
+            preset = overlay(f"{kind}-{size}")
+            recipes.append({**preset, kind: {k: v for k, v in preset[kind].items() if k not in SHAPE}})
+        assert all(recipe == recipes[0] for recipe in recipes)
+    for size in "ml":
+        shapes = (overlay(f"calm-{size}")["calm"], overlay(f"transformer-{size}")["transformer"])
+        assert all(shapes[0][key] == shapes[1][key] for key in SHAPE)
