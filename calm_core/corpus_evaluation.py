@@ -1,0 +1,160 @@
+"""BrierLM of any model folder on any corpus: text in, tokens by the model's own tokenizer, scores a document out."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import botocore
+import polars as pl
+
+from calm_core.artefacts import sha256, whole_directory, write_json
+from calm_core.brier import SCORES, bootstrap_brierlm
+from calm_core.calm import Calm
+from calm_core.corpus import documents
+from calm_core.errors import CalmError
+from calm_core.evaluation import cross_entropy, evaluate_calm, evaluate_transformer
+from calm_core.language_model import LanguageModel
+from calm_core.params import Corpus
+from calm_core.progress import progress
+from calm_core.randomness import generator
+from calm_core.token_files import DESCRIPTION, TokenStream, TokenWriter
+from calm_core.tokenising import encode_documents
+
+BATCH_TOKENS = 1024
+"""Tokens that go through a model together, one block at least."""
+
+BEGINNING = 80
+"""Characters of each document that the table of documents shows."""
+
+BOOTSTRAP_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how much of it."""
+
+    samples: int = 2
+    """Continuations a position, 2 or more."""
+    tokens: int | None = None
+    """Most tokens of the corpus to look at; None for all."""
+    context_tokens: int | None = None
+    """Length of a block; None for the context that the model was trained with."""
+    every: int = 4
+    """A Transformer is asked after every so many tokens; a CALM after every patch."""
+    seed: int = 0
+
+
+def parse_corpus(spec: str, text_field: str = "text") -> Corpus:
+    """The corpus that ``spec`` names: a path or glob of text, JSON-lines or Parquet files, "botocore", or a dataset.
+
+    A dataset of the Hugging Face hub is "hf:NAME", "hf:NAME:CONFIGURATION" or "hf:NAME:CONFIGURATION:SPLIT", split
+    "test" if none is named.
+    """
+    source, paths, dataset, configuration, split = "files", [spec], "", "", "test"
+    if spec == "botocore":
+        source, paths = "botocore", []
+    elif spec.startswith("hf:"):
+        source, paths = "huggingface", []
+        dataset, configuration, split, *rest = [*spec.removeprefix("hf:").split(":"), *([""] * 3)][:4]
+        split = split or "test"
+        if not dataset or any(rest):
+            raise CalmError(f"corpus {spec!r}: a dataset is named hf:NAME[:CONFIGURATION[:SPLIT]]")
+    return Corpus(
+        source=source,  # type: ignore[arg-type]
+        botocore_version=botocore.__version__,
+        paths=paths,
+        dataset=dataset,
+        configuration=configuration,
+        dataset_split=split,
+        text_field=text_field,
+        text_unit="document",
+        documents=None,
+        validation_percent=50.0,  # not used: all documents are evaluated
+    )
+
+
+def evaluate_corpus(
+    language_model: LanguageModel, spec: str, folder: Path, settings: Settings, text_field: str = "text"
+) -> dict[str, Any]:
+    """Score a model on the corpus ``spec`` and write ``folder``/brierlm.json and documents.parquet; returns the former.
+
+    ``spec`` is that of ``parse_corpus``, or a folder that the stage tokenise wrote, whose held-out split it then is.
+
+    Raises:
+        CalmError: the corpus cannot be read, is shorter than one block, or was tokenised for another model.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        if (Path(spec) / DESCRIPTION).is_file():
+            tokens, beginnings = _tokenised(Path(spec), language_model), []
+        else:
+            texts = documents(parse_corpus(spec, text_field))
+            beginnings = _write_tokens(language_model, texts, Path(temporary), settings)
+            tokens = TokenStream(Path(temporary), "evaluated")
+        table, results = _score(language_model, tokens, settings)
+    table = table.with_columns(pl.col(SCORES) / pl.col("positions"))
+    if beginnings:
+        begins = pl.DataFrame({"document": range(len(beginnings)), "begins": beginnings})
+        table = table.join(begins, on="document", maintain_order="left")
+    with whole_directory(folder) as fresh:
+        table.write_parquet(fresh / "documents.parquet")
+        write_json(fresh / "brierlm.json", {"corpus": spec, **results})
+    return {"corpus": spec, **results}
+
+
+def _score(
+    language_model: LanguageModel, tokens: TokenStream, settings: Settings
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    context = settings.context_tokens or language_model.context_tokens
+    model, limit = language_model.model, settings.tokens or len(tokens)
+    batch = max(1, BATCH_TOKENS // context)
+    results: dict[str, Any] = {}
+    if isinstance(model, Calm):
+        if context % model.config.patch_size:
+            raise CalmError(f"a context of {context} tokens is no multiple of the model's K, {model.config.patch_size}")
+        assert language_model.autoencoder is not None
+        table = evaluate_calm(
+            model, language_model.autoencoder, tokens, context, batch, limit, settings.samples, settings.seed
+        )
+    else:
+        table = evaluate_transformer(
+            model, tokens, context, settings.every, batch, limit, settings.samples, settings.seed
+        )
+        results["cross_entropy_nats"] = cross_entropy(model, tokens, context, batch, limit)
+    score = bootstrap_brierlm(table, BOOTSTRAP_RESAMPLES, generator(settings.seed, "evaluate", "bootstrap"))
+    return table, {
+        "brierlm": score.brierlm,
+        "brierlm_ci95": list(score.ci95),
+        "brier": score.brier,
+        "positions": score.positions,
+        "documents": len(table),
+        **results,
+        "context_tokens": context,
+        "samples": settings.samples,
+        "seed": settings.seed,
+    }
+
+
+def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: Path, settings: Settings) -> list[str]:
+    """Write the token ids of ``texts`` as shards, as far as they are needed; returns how each document begins."""
+    writer = TokenWriter(folder, "evaluated", language_model.model.config.vocabulary_size)
+    beginnings: list[str] = []
+    with progress("tokenise", None, "documents") as advance:
+        for text, token_ids in encode_documents(language_model.tokenizer, texts):
+            writer.write(token_ids)
+            beginnings.append(" ".join(text[: 2 * BEGINNING].split())[:BEGINNING])
+            advance()
+            if settings.tokens and writer.tokens > settings.tokens + BATCH_TOKENS:
+                break
+    writer.flush()
+    return beginnings
+
+
+def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:
+    """The held-out split in ``folder``, which has to be of the model's own tokenizer."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as own:
+        language_model.tokenizer.save(own.name)
+        if sha256(Path(own.name)) != sha256(folder / "tokenizer.json"):
+            raise CalmError(f"{folder} was made by another tokenizer than the model's; evaluate on its text instead")
+    return TokenStream(folder, "validation")
