@@ -85,7 +85,7 @@ def workspace(finished: Path) -> Any:
 def test_results_keep_their_contract(finished: Path) -> None:
     results = {
         name: json.loads((finished / f"results/{name}.json").read_text())
-        for name in ("autoencoder", "brierlm", "flops")
+        for name in ("autoencoder", "brierlm", "flops", "correlation")
     }
     assert {"token_accuracy", "token_accuracy_noisy", "parameters"} <= results["autoencoder"].keys()
     for model in ("calm", "transformer"):
@@ -100,6 +100,10 @@ def test_results_keep_their_contract(finished: Path) -> None:
     published = results["flops"]["published"]
     assert row <= published["transformer_s"].keys() & published["calm_m"].keys()
     assert {"training_saving", "inference_saving"} <= published.keys()
+    checkpoints = results["correlation"]["checkpoints"]
+    assert [row["step"] for row in checkpoints] == [3, 6, 9, 12]
+    assert checkpoints[-1]["cross_entropy_nats"] < checkpoints[0]["cross_entropy_nats"]
+    assert {"pearson", "spearman"} <= results["correlation"].keys()
     timings = json.loads((finished / "results/timings.json").read_text())
     assert set(timings) == set(STAGES)
     assert timings["train_autoencoder"]["seconds"] > 0
@@ -118,18 +122,68 @@ def test_two_clean_clones_agree_to_the_byte(finished: Path, tmp_path: Path) -> N
 
 def test_evaluation_params_train_nothing(workspace: Path) -> None:
     change(workspace, "evaluation", "bootstrap_resamples", 150)
-    assert ran(checked(workspace, "dvc", "repro")) == {"check_params", "evaluate_brierlm", "report"}
+    assert ran(checked(workspace, "dvc", "repro")) == {
+        "check_params",
+        "evaluate_brierlm",
+        "correlate_brierlm",
+        "model_cards",
+        "report",
+    }
 
 
 def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
     before = fingerprint(workspace)
     change(workspace, "calm", "steps", 13)
     stages = ran(checked(workspace, "dvc", "repro"))
-    assert stages == {"check_params", "train_calm", "evaluate_brierlm", "benchmark_flops", "report"}
+    assert stages == {"check_params", "train_calm", "evaluate_brierlm", "benchmark_flops", "model_cards", "report"}
     after = fingerprint(workspace)
     changed = {path for path in before if before[path] != after[path]}
     assert "models/calm/model.safetensors" in changed
     assert not any(path.startswith(("data/", "models/autoencoder", "models/transformer")) for path in changed)
+
+
+@pytest.mark.parametrize(("head", "fed_back"), [("diffusion", "latents"), ("flow", "tokens")])
+def test_every_head_trains_and_is_evaluated(workspace: Path, head: str, fed_back: str) -> None:
+    for key, value in (("head", head), ("input", fed_back), ("diffusion_steps", 5), ("flow_steps", 2)):
+        change(workspace, "calm", key, value)
+    stages = ran(checked(workspace, "dvc", "repro"))
+    assert {"train_calm", "evaluate_brierlm", "report"} <= stages
+    assert not stages & {"tokenise", "train_autoencoder", "encode_corpus", "train_transformer"}
+    assert json.loads((workspace / "models/calm/config.json").read_text())["head"]["kind"] == head
+    flops = json.loads((workspace / "results/flops.json").read_text())["run"]["calm"]
+    assert flops["measured_inference_flops_per_token"] == pytest.approx(flops["inference_flops_per_token"], rel=0.02)
+    assert "variational bound" in (workspace / "results/report.html").read_text() or head != "diffusion"
+    assert "Error" not in checked(workspace, "dvc", "plots", "show")
+
+
+def test_models_are_used_as_the_documentation_says(finished: Path) -> None:
+    card = (finished / "models/calm/README.md").read_text()
+    assert "botocore" in card
+    assert "brierlm_ci95" in card
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    program = "\n".join([*examples, *re.findall(r"```python\n(.*?)```", card, re.DOTALL)])
+    printed = checked(finished, sys.executable, "-c", program)
+    assert "of the tokens come back" in printed
+    assert "fidelity" in printed
+
+
+def test_the_command_line_uses_what_the_pipeline_made(finished: Path) -> None:
+    for model in ("calm", "transformer"):
+        written = checked(
+            finished, "calm", "generate", "--model", f"models/{model}", "--prompt", "The", "--tokens", "9"
+        )
+        assert written.startswith("The")
+    checked(finished, "calm", "evaluate", "--model", "models/transformer", "--corpus", "data/tokens", "--samples", "2",
+            "--tokens", "4000", "--output", "evaluated")  # fmt: skip
+    alone = json.loads((finished / "evaluated/brierlm.json").read_text())
+    in_pipeline = json.loads((finished / "results/brierlm.json").read_text())["transformer"]
+    assert alone["positions"] == in_pipeline["positions"]
+    assert alone["cross_entropy_nats"] == pytest.approx(in_pipeline["cross_entropy_nats"], rel=1e-5)
+    planned = json.loads(checked(finished, "calm", "plan", "--devices", "2", "--json"))
+    flops = json.loads((finished / "results/flops.json").read_text())["run"]["calm"]
+    assert planned["calm"]["training_flops"] == flops["training_flops"]
+    shutil.rmtree(finished / "evaluated")
 
 
 @pytest.mark.parametrize(
