@@ -27,7 +27,7 @@ AnyHeadConfig = EnergyHeadConfig | DiffusionHeadConfig | FlowHeadConfig
 def head_config(section: params.Calm) -> AnyHeadConfig:
     """The head that params.yaml asks for."""
     if section.head == "diffusion":
-        return DiffusionHeadConfig(section.head_blocks, sampling_steps=section.diffusion_steps)
+        return DiffusionHeadConfig(section.head_blocks, sampling_steps=section.diffusion_steps, start_is_noise=True)
     if section.head == "flow":
         return FlowHeadConfig(section.head_blocks, section.flow_solver, section.flow_steps)
     return EnergyHeadConfig(section.head_blocks, section.noise_size)

@@ -19,6 +19,8 @@ class DiffusionHeadConfig:
     blocks: int = 4
     training_steps: int = 1000
     sampling_steps: int = 100
+    start_is_noise: bool = False
+    """See ``diffusion.diffuse_back``; what this project trains sets it."""
     kind: Literal["diffusion"] = "diffusion"
 
     def build(self, hidden_size: int, latent_size: int) -> "DiffusionHead":
@@ -83,4 +85,8 @@ class DiffusionHead(nn.Module):
 
     def sample(self, hidden_states: Tensor, draws: Tensor) -> Tensor:
         condition = self.denoiser.condition(hidden_states)
-        return diffuse_back(lambda x, times: self.denoiser(x, times, condition), self.sampling_schedule, draws)
+
+        def network(noisy: Tensor, times: Tensor) -> Tensor:
+            return self.denoiser(noisy, times, condition)
+
+        return diffuse_back(network, self.sampling_schedule, draws, self.config.start_is_noise)

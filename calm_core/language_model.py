@@ -58,9 +58,10 @@ class LanguageModel:
         text ends before its end-of-text token, which is left out.
 
         Raises:
-            CalmError: the temperature is outside (0, 1], or a prompt holds an id that is not in the vocabulary.
+            CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], or a prompt holds an
+                id that is not in the vocabulary.
         """
-        self._require_possible(prompts, sampling)
+        self._require_possible(prompts, tokens, sampling)
         draws = generator(seed, "generate", batch)
         end_of_text = end_of_text_id(self.tokenizer)
         aligned = align_prompts(prompts, self.patch_size, end_of_text)
@@ -110,7 +111,9 @@ class LanguageModel:
         """The text of ``token_ids``."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
 
-    def _require_possible(self, prompts: list[list[int]], sampling: Sampling) -> None:
+    def _require_possible(self, prompts: list[list[int]], tokens: int, sampling: Sampling) -> None:
+        if tokens < 1 or not prompts:
+            raise CalmError(f"{tokens} tokens after {len(prompts)} prompts are asked for; 1 or more of each are needed")
         if not 0 < sampling.temperature <= 1:
             raise CalmError(f"temperature is {sampling.temperature}; allowed is 0 < temperature <= 1")
         size = self.model.config.vocabulary_size

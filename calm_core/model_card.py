@@ -66,7 +66,7 @@ def render_model_card(
         *_table(results),
         "",
         "## Shape",
-        *_table(_flat({key: value for key, value in config.items() if key != "kind"})),
+        *_table(_flat({key: value for key, value in config.items() if key != "kind" and value is not None})),
         "",
         "## Training",
         *_table(params),

@@ -252,3 +252,27 @@ def test_first_step_of_an_impossible_guess_stays_finite() -> None:
     loss.bound.sum().backward()
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 1001])
+def test_impossible_numbers_of_steps(steps: int) -> None:
+    with pytest.raises(ValueError, match="allowed are 2 to 1000"):
+        respaced(cosine_schedule(1000), steps)
+
+
+def test_a_start_taken_for_noise_forgives_the_network_its_error() -> None:
+    """A network that is a little off, and knows only the points that noisy data reaches, as trained ones do."""
+    schedule = respaced(cosine_schedule(1000), 100)
+    whole = cosine_schedule(1000)
+    mean, std = 1.0, 0.5
+
+    def network(noisy: Tensor, times: Tensor) -> Tensor:
+        signal, noise = whole.signal[times][..., None], whole.noise[times][..., None]
+        exact = noise * (noisy.clamp(-4, 4) - signal * mean) / (signal**2 * std**2 + noise**2)
+        return torch.cat([exact + 0.03, torch.zeros_like(exact)], dim=-1)
+
+    draws = torch.randn(101, 4000, 1, generator=torch.Generator().manual_seed(0))
+    as_published, forgiving = (diffuse_back(network, schedule, draws, choice) for choice in (False, True))
+    assert (as_published.mean() - mean).abs() > 10
+    assert (forgiving.mean() - mean).abs() < 0.1
+    assert abs(float(forgiving.std()) - std) < 0.05
