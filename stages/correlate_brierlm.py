@@ -17,6 +17,9 @@ from stages.running import run_stage
 
 STAGE = "correlate_brierlm"
 
+SAMPLES = 1
+"""Sampled prefixes a position: what is saved here is better spent on positions, whose accuracy term is exact."""
+
 
 def main(params: Params) -> None:
     """Score every checkpoint by both measures, at the places where ``evaluate_brierlm`` scores the final model."""
@@ -28,7 +31,7 @@ def main(params: Params) -> None:
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
         model = load_model(Transformer, TransformerConfig, folder)
         documents = evaluate_transformer(
-            model, tokens, context, params.autoencoder.patch_size, batch, limit, settings.samples, params.seed
+            model, tokens, context, params.autoencoder.patch_size, batch, limit, SAMPLES, params.seed
         )
         score = bootstrap_brierlm(documents, settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
         rows.append(
