@@ -4,10 +4,14 @@ VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test check format lock clean
+.PHONY: repro ui test check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
+
+# A local Prefect server on 127.0.0.1:4200 and the deployments of prefect.yaml, until Ctrl-C.
+ui: $(VENV)/installed
+	$(RUN) python -m flows.ui
 
 test: check
 	$(RUN) pytest

@@ -1,0 +1,79 @@
+"""Commands of a flow run: their output line by line, and an end to all of them when the run ends."""
+
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+GUARD = Path(__file__).with_name("guard.py")
+
+
+class Processes:
+    """The commands that one flow run has started; ``stop`` ends them, and so does the death of this process."""
+
+    _all: ClassVar["weakref.WeakSet[Processes]"] = weakref.WeakSet()
+
+    def __init__(self, share_cores: bool = False) -> None:
+        """``share_cores``: commands will run side by side. OpenMP's threads then sleep where they would spin for work;
+        spinning, two trainings on two cores take five times as long as one after the other."""
+        self._policy = {"OMP_WAIT_POLICY": "PASSIVE"} if share_cores else {}
+        self._all.add(self)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, command: list[str], folder: Path, on_line: Callable[[str], None]) -> int:
+        """Run ``command`` in ``folder``, give ``on_line`` each line of its output as it comes; returns its exit status.
+
+        The environment's own programs come first on PATH, since stages start as `python -m stages.NAME`.
+
+        Raises:
+            RuntimeError: ``stop`` was called before.
+        """
+        if self._stopped:
+            raise RuntimeError("the run was stopped")
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONUNBUFFERED": "1",
+            **self._policy,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-E", str(GUARD), *command],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._running.add(process)
+        try:
+            if self._stopped:
+                process.stdin.close()
+            for line in process.stdout:
+                on_line(line.rstrip())
+            return process.wait()
+        finally:
+            process.stdin.close()
+            process.wait()
+            self._running.discard(process)
+
+    @classmethod
+    def stop_all(cls) -> None:
+        """End the commands of every flow run in this process."""
+        for processes in list(cls._all):
+            processes.stop()
+
+    def stop(self) -> None:
+        """End every command, and refuse new ones; returns at once."""
+        self._stopped = True
+        for process in list(self._running):
+            if process.stdin is not None:
+                process.stdin.close()

@@ -1,0 +1,60 @@
+"""What people see: the run's page in a real browser, and the deployments that `make ui` serves."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.flows.conftest import ROOT, until
+from tests.flows.test_reproduce import flow_run_of, reproduced
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,1500",
+    "--virtual-time-budget=20000",
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here; on Debian: apt-get install chromium")
+def test_the_page_of_a_run_shows_stages_states_and_artifacts(server: str, project: Path, tmp_path: Path) -> None:
+    reproduced(project)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("value: 1", "value: 2"))
+    flow_run = flow_run_of(reproduced(project))
+
+    def visit(page: str, *options: str) -> str:
+        command = [str(BROWSER), *QUIET, f"--user-data-dir={tmp_path / 'browser'}", *options, f"{server}/{page}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+    def shows(page: str, *texts: str) -> bool:
+        dom = visit(page, "--dump-dom")
+        return all(text in dom for text in texts)
+
+    page = f"runs/flow-run/{flow_run}"
+    until(lambda: shows(page, "reproduce", "git:", "first", "left", "right", "last", "Cached", "Completed"), 120)
+    until(lambda: shows("artifacts", "metrics", "params", "plots", "progress-left-left"), 120)
+    screenshot = tmp_path / "prefect.png"
+    visit(page, f"--screenshot={screenshot}")
+    assert screenshot.stat().st_size > 10_000
+
+
+def test_deployments_are_those_of_prefect_yaml(server: str) -> None:
+    from flows.serve import deployments
+
+    described = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    served = deployments()
+    assert (
+        [one.name for one in served] == [one["name"] for one in described] == ["on-demand", "nightly", "weekly-sweep"]
+    )
+    assert served[1].schedules[0].schedule.cron == "0 2 * * *"
+    assert served[2].parameters == described[2]["parameters"]
+    assert not served[0].schedules
