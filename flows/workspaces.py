@@ -103,10 +103,15 @@ def apply_overrides(params: Path, overrides: list[str]) -> None:
 
 
 def save_experiment(clone: Path, folder: Path, name: str) -> None:
-    """Record what ``clone`` holds as the DVC experiment ``name`` of ``folder``."""
-    subprocess.run(
-        [*DVC, "exp", "save", "--force", "--name", name], cwd=clone, check=True, capture_output=True, text=True
-    )
+    """Record what ``clone`` holds as the DVC experiment ``name`` of ``folder``.
+
+    Raises:
+        RuntimeError: DVC cannot save it; tells why.
+    """
+    command = [*DVC, "exp", "save", "--force", "--name", name]
+    saved = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if saved.returncode:
+        raise RuntimeError(f"the experiment {name} was not saved: {saved.stdout.strip()}")
     for line in _git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
         if line.endswith(f"/{name}"):
             _git(clone, "push", "--quiet", "--force", str(folder), f"{line}:{line}")

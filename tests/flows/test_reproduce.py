@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from flows.processes import Processes
-from flows.reproduce import reproduce
+from flows.reproduce import dvc_stage, reproduce
 from tests.flows.conftest import ROOT, run, until
 
 SERVED = """
@@ -21,7 +21,7 @@ import sys
 from datetime import timedelta
 from prefect import serve
 from prefect.schedules import Interval
-from flows.reproduce import reproduce
+from flows.reproduce import dvc_stage, reproduce
 
 folder, every = sys.argv[1], float(sys.argv[2])
 schedules = [Interval(timedelta(seconds=every))] if every else []
@@ -269,3 +269,14 @@ def test_flows_import_no_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_network_that_was_away_is_tried_again(server: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.reproduce.dvc_stage", dvc_stage.with_options(retry_delay_seconds=0))
+    step = project / "step.py"
+    away = "import pathlib, sys\nif not pathlib.Path('tried').exists():\n    pathlib.Path('tried').touch()\n"
+    step.write_text(away + "    sys.exit('ConnectionError: the hub does not answer')\n" + step.read_text())
+    passed = reproduced(project, targets=["first"])
+    assert passed.is_completed()
+    runs = post(server, "task_runs/filter", task_runs={"flow_run_id": {"any_": [flow_run_of(passed)]}})
+    assert [one["run_count"] for one in runs] == [2]
