@@ -211,6 +211,7 @@ def test_a_cancelled_run_leaves_no_process_and_no_lock(server: str, project: Pat
         pid = int(until(lambda: (project / "pid-left").exists() and (project / "pid-left").read_text(), 120))
         assert alive(pid)
         started = family(pid)
+        until(lambda: (project / "right.out").exists())  # beside the one that is held
         post(server, f"flow_runs/{flow_run}/set_state", state={"type": "CANCELLING"}, force=True)
         until(lambda: not any(alive(one) for one in started))
         until(lambda: httpx.get(f"{server}/api/flow_runs/{flow_run}").json()["state_type"] == "CANCELLED")
