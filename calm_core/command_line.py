@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,6 +98,7 @@ def generate(
     from calm_core.generation import Sampling
     from calm_core.language_model import load_language_model
     from calm_core.precision import set_threads
+    from calm_core.progress import progress
 
     texts = _prompts(prompt, prompts)
     set_threads("auto")
@@ -108,14 +110,18 @@ def generate(
     else:
         inexact = 0
         finished = language_model.continuations(encoded, tokens, sampling, seed)
-        for text, continuation in zip(texts, finished, strict=True):
-            inexact += continuation.inexact_steps
-            written = language_model.decode(continuation.token_ids)
-            if as_json:
-                about = {"temperature": temperature, "sampler": sampler.value, "seed": seed, "model": str(model)}
-                typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
-            else:
-                typer.echo(f"{typer.style(text, dim=True)}{written}\n")
+        # On a terminal the texts themselves show how far it is.
+        quiet = len(texts) == 1 or sys.stdout.isatty()
+        with nullcontext(lambda: None) if quiet else progress("generate", len(texts), "prompts") as advance:
+            for text, continuation in zip(texts, finished, strict=True):
+                inexact += continuation.inexact_steps
+                written = language_model.decode(continuation.token_ids)
+                if as_json:
+                    about = {"temperature": temperature, "sampler": sampler.value, "seed": seed, "model": str(model)}
+                    typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
+                else:
+                    typer.echo(f"{typer.style(text, dim=True)}{written}\n")
+                advance()
     if sampler is Sampler.exact and inexact:
         typer.echo(
             f"{inexact} patches needed more than {sampling.budget:,} samples and were chosen from {sampling.draws} "

@@ -21,7 +21,7 @@ import sys
 from datetime import timedelta
 from prefect import serve
 from prefect.schedules import Interval
-from flows.reproduce import dvc_stage, reproduce
+from flows.reproduce import reproduce
 
 folder, every = sys.argv[1], float(sys.argv[2])
 schedules = [Interval(timedelta(seconds=every))] if every else []
@@ -200,7 +200,9 @@ def alive(pid: int) -> bool:
 
 def family(pid: int) -> list[int]:
     """A stage's process, the DVC that runs it, and the guard of both."""
-    return [pid, *(one.pid for one in psutil.Process(pid).parents() if "dvc" in " ".join(one.cmdline()))]
+    names = {"dvc", "guard.py"}
+    above = psutil.Process(pid).parents()
+    return [pid, *(one.pid for one in above if names & {Path(argument).name for argument in one.cmdline()})]
 
 
 def test_a_cancelled_run_leaves_no_process_and_no_lock(server: str, project: Path) -> None:
