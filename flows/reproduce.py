@@ -71,6 +71,7 @@ def reproduce(
     wait_for_others: bool = True,
     folder: str | None = None,
     experiment: str | None = None,
+    share_cores: bool = False,
 ) -> dict[str, Any]:
     """Bring the pipeline up to date, stage by stage; returns the metrics.
 
@@ -83,10 +84,12 @@ def reproduce(
         wait_for_others: Wait for another flow run in the same folder; otherwise fail at once.
         folder: The repository; by default the one that this file lies in.
         experiment: Name of the DVC experiment that a run with overrides ends as.
+        share_cores: Other runs compute on this machine meanwhile, as the points of a sweep may.
     """
-    logger, processes = get_run_logger(), Processes(share_cores=at_once > 1)
+    logger, processes = get_run_logger(), Processes(share_cores=share_cores or at_once > 1)
     root = Path(folder or ROOT).resolve()
-    _tag(revision(root), params_digest(root, overrides))
+    digest = params_digest(root, overrides)
+    _tag(revision(root), digest)
     try:
         if not overrides:
             with exclusive(root, wait_for_others, logger.info):
@@ -95,7 +98,7 @@ def reproduce(
         with clone_with_overrides(root, overrides) as clone:
             processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], clone, logger.info)
             metrics = _bring_up_to_date(clone, targets, force, at_once, processes, overrides, before)
-            name = experiment or f"flow-{params_digest(root, overrides)}"
+            name = experiment or f"flow-{digest}"
             save_experiment(clone, root, name)
             logger.info(f"saved as the experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
             return metrics
@@ -149,7 +152,7 @@ def _run_all(
         for future in done:
             name = running.pop(future)
             finished[name] = future.result()
-            if not finished[name].is_completed() or finished[name].name != "Cached":
+            if finished[name].name != "Cached":
                 ran.add(name)
     return [name for name, state in finished.items() if state.is_failed() or state.is_crashed()]
 

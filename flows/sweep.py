@@ -69,7 +69,12 @@ def sweep(
     def run(number: int) -> dict[str, Any]:
         overrides, experiment = [*always, *asked[number]], f"{name}-{number}"
         state: State[Any] = reproduce(
-            overrides, at_once=stages_at_once, folder=str(root), experiment=experiment, return_state=True
+            overrides,
+            at_once=stages_at_once,
+            folder=str(root),
+            experiment=experiment,
+            share_cores=experiments_at_once > 1,
+            return_state=True,
         )
         row: dict[str, Any] = {"experiment": experiment, "overrides": " ".join(asked[number]), "state": state.name}
         metrics: Any = state.result(raise_on_failure=False) if state.is_completed() else {}

@@ -46,7 +46,7 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
             except BlockingIOError:
                 if not wait:
                     raise WorkspaceBusyError(
-                        f"another flow run works in {folder}; wait for it, cancel it, or run with wait: true"
+                        f"another flow run works in {folder}; wait for it, cancel it, or run with wait_for_others: true"
                     ) from None
                 if not told:
                     say(f"waiting for another flow run in {folder}")

@@ -37,7 +37,8 @@ if name == "last":
     pathlib.Path("results/brierlm.json").write_text(json.dumps(score))
     run = {"calm": {"training_flops": 1e9 * params["value"]}, "transformer": {"training_flops": 3e9}}
     pathlib.Path("results/flops.json").write_text(json.dumps({"run": run}))
-    pathlib.Path("results/report.html").write_text("<p><svg viewBox='0 0 9 9'><rect width='9' height='9'/></svg></p>")
+    plot = "<svg viewBox='0 0 9 9'><rect width='9' height='9' fill='#00c853'/></svg>"
+    pathlib.Path("results/report.html").write_text(f"<p>{plot}</p>")
 pathlib.Path(f"{name}.out").write_text(f"{name} {params['value']}")
 """
 

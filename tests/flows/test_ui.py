@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.flows.conftest import ROOT, until
-from tests.flows.test_reproduce import flow_run_of, reproduced
+from tests.flows.test_reproduce import artifacts, flow_run_of, reproduced
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+PLOT_COLOUR = (0x00, 0xC8, 0x53)
+"""Of the plot in the small project's report."""
 QUIET = (
     "--headless",
     "--no-sandbox",
@@ -45,6 +48,14 @@ def test_the_page_of_a_run_shows_stages_states_and_artifacts(server: str, projec
     screenshot = tmp_path / "prefect.png"
     visit(page, f"--screenshot={screenshot}")
     assert screenshot.stat().st_size > 10_000
+
+    def plot_is_seen() -> bool:
+        visit(f"artifacts/artifact/{artifacts(server, flow_run)['plots']['id']}", f"--screenshot={screenshot}")
+        with Image.open(screenshot) as picture:
+            colours = {colour: count for count, colour in picture.convert("RGB").getcolors(1 << 24) or []}
+        return colours.get(PLOT_COLOUR, 0) > 1000
+
+    until(plot_is_seen, 120)
 
 
 def test_deployments_are_those_of_prefect_yaml(server: str) -> None:
