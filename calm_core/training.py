@@ -57,11 +57,7 @@ def train(
                     group["lr"] = peak * factor
             with autocast(runtime.precision, torch.device("cpu")):
                 values = objective(step)
-            values["loss"].backward()
-            nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip)
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
+            training_step(model, optimisers, values["loss"], training.gradient_clip)
             for key, value in values.items():
                 sums[key] = sums.get(key, 0) + value.detach()
             if (step + 1) % every == 0 or step + 1 == training.steps:
@@ -74,6 +70,17 @@ def train(
             advance(tokens_per_step, note if sums == {} else "")
             after_step(step + 1)
     model.eval()
+
+
+def training_step(
+    model: nn.Module, optimisers: list[torch.optim.Optimizer], loss: Tensor, gradient_clip: float
+) -> None:
+    """Move the weights of ``model`` down the gradient of ``loss``, whose norm is clipped at ``gradient_clip``."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+    for optimiser in optimisers:
+        optimiser.step()
+        optimiser.zero_grad()
 
 
 def batch_indices(step: int, batch: int, count: int, seed: int, stage: str) -> Tensor:

@@ -1,0 +1,1 @@
+"""Speed and memory, each against a yardstick that runs in the same minutes: `make bench`, docs/performance.md."""

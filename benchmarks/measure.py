@@ -1,0 +1,90 @@
+"""How things are measured here: two of them in turns, several times, and the median of the ratios counts.
+
+Machines are shared and noisy; what slows one of two alternating things slows the other as well. Memory is measured in a
+process of its own, whose high-water mark belongs to the one thing that ran in it.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+ROUNDS = 7
+
+
+class Result(NamedTuple):
+    """One line of the table: ``value`` beside its goal, and everything that a reader may want to check it by."""
+
+    name: str
+    yardstick: str
+    value: float
+    unit: str
+    """What ``value`` is in: "of the matrix rate", "times as fast", "s", ..."""
+    comparison: Literal[">=", "<=", "<"]
+    goal: float
+    details: dict[str, Any]
+    """Plain numbers and text for results/benchmarks.json: single ratios, seconds, sizes."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        if self.comparison == ">=":
+            return self.value >= self.goal
+        return self.value <= self.goal if self.comparison == "<=" else self.value < self.goal
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def alternately(
+    first: Callable[[], object], second: Callable[[], object], rounds: int = ROUNDS
+) -> list[tuple[float, float]]:
+    """Seconds of both, one pair a round, after a round that warms up."""
+    first()
+    second()
+    return [(seconds_of(first), seconds_of(second)) for _ in range(rounds)]
+
+
+def median_ratio(pairs: list[tuple[float, float]]) -> float:
+    """Median over rounds of seconds of the first over seconds of the second."""
+    return statistics.median(first / second for first, second in pairs)
+
+
+def medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Median seconds of each."""
+    return statistics.median(first for first, _ in pairs), statistics.median(second for _, second in pairs)
+
+
+def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
+    """By how many bytes ``work(*arguments)`` raised the resident memory of a fresh process, at its highest.
+
+    ``work`` is a function of a module, since the process imports it anew; what it imports at its module's top is not
+    counted.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_peak, args=(sender, work, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"{work.__module__}.{work.__name__} failed in the measured process") from None
+    finally:
+        process.join()
+
+
+def _peak(sender: Any, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    before = _high_water()
+    work(*arguments)
+    sender.send(_high_water() - before)
+
+
+def _high_water() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
