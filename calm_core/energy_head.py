@@ -3,6 +3,7 @@
 Notable:
 - a stack of residual blocks refines projected noise under the backbone's hidden state, one pass a sample;
 - the energy score trains it, of the latents and, if asked, of their images in other spaces;
+- what a hidden state alone decides is computed once for all of its samples;
 - about 10 % of a model's parameters.
 """
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core.autoencoder import Posterior
-from calm_core.energy_score import energy_score
+from calm_core.energy_score import energy_score, energy_score_of_normal
 from calm_core.head import HeadLoss, HeadObjective
 from calm_core.layers import NORM_EPSILON
 
@@ -40,10 +41,14 @@ class EnergyHeadConfig:
 
 
 class EnergyDraws(NamedTuple):
-    """``noise`` [N, P, noise_size] uniform in [-0.5, 0.5), ``targets`` [M, P, latent] standard normal."""
+    """Randomness of one training step over P positions."""
 
     noise: Tensor
+    """[N, P, noise_size] uniform in [-0.5, 0.5)"""
     targets: Tensor
+    """[M / 2, latent] standard normal: one half of M targets that all positions share"""
+    scored_targets: Tensor
+    """[M', P, latent] standard normal: the targets that are mapped into other spaces"""
 
 
 class EnergyBlock(nn.Module):
@@ -58,7 +63,13 @@ class EnergyBlock(nn.Module):
         self.down = nn.Linear(size, size)
 
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
-        gate, up = self.mlp(torch.cat([self.norm(hidden_states), condition], dim=-1)).chunk(2, dim=-1)
+        # The first linear takes x and the condition side by side. As the sum of two products it needs no copy of the
+        # condition for each sample, and multiplies it once.
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        of_hidden_states, of_condition = first.weight.chunk(2, dim=1)
+        mixed = F.linear(self.norm(hidden_states), of_hidden_states) + F.linear(condition, of_condition, first.bias)
+        gate, up = self.mlp[1:](mixed).chunk(2, dim=-1)
         return hidden_states + self.down(F.silu(gate) * up)
 
 
@@ -81,14 +92,20 @@ class EnergyHead(nn.Module):
             nn.init.zeros_(parameter)
 
     def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> EnergyDraws:
-        noise = self.sampling_draws((objective.samples, positions), generator)
-        shape = (objective.target_samples, positions, self.latent_size)
-        return EnergyDraws(noise, torch.randn(shape, generator=generator, device=generator.device))
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, self.latent_size, generator=generator, device=generator.device)
+
+        scored = objective.scored_targets if objective.spaces else 0
+        return EnergyDraws(
+            self.sampling_draws((objective.samples, positions), generator),
+            normal(objective.target_samples // 2),
+            normal(scored, positions),
+        )
 
     def loss(
         self, hidden_states: Tensor, posterior: Posterior, draws: EnergyDraws, objective: HeadObjective
     ) -> HeadLoss:
-        return energy_loss(self.sample(hidden_states, draws.noise), posterior.sample(draws.targets), objective)
+        return energy_loss(self.sample(hidden_states, draws.noise), posterior, draws, objective)
 
     def sampling_draws(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Noise [*shape, noise_size], uniform in [-0.5, 0.5)."""
@@ -97,24 +114,23 @@ class EnergyHead(nn.Module):
     def sample(self, hidden_states: Tensor, draws: Tensor) -> Tensor:
         condition = self.condition_norm(self.condition_projection(hidden_states).float())
         x = self.noise_norm(self.noise_projection(draws).float())
-        condition = condition.expand_as(x)
         for block in self.blocks:
             x = block(x, condition)
         return self.output(self.norm(x)).float()
 
 
-def energy_loss(samples: Tensor, targets: Tensor, objective: HeadObjective) -> HeadLoss:
-    """Energy score of latent ``samples`` [N, P, latent] against ``targets`` [M, P, latent], averaged over positions.
+def energy_loss(samples: Tensor, posterior: Posterior, draws: EnergyDraws, objective: HeadObjective) -> HeadLoss:
+    """Energy score of latent ``samples`` [N, P, latent] against targets from ``posterior``, averaged over positions.
 
     The published loss scores the latents as they are. Each of ``objective.spaces`` adds the score of their images,
-    averaged over parts and, to save work, over the first ``scored_targets`` targets alone; a sum of proper
+    averaged over parts and, to save work, over ``scored_targets`` targets alone; a sum of proper
     scores is proper, and strictly so while the latent term is there. ``terms`` are fidelity and diversity,
     added over spaces; ``total`` is their difference.
     """
-    scores = [energy_score(samples, targets, objective.alpha)]
+    scores = [energy_score_of_normal(samples, posterior.mean, posterior.log_std.exp(), draws.targets, objective.alpha)]
     for space in objective.spaces:
         with torch.no_grad():
-            target_images = space(targets[: objective.scored_targets]).flatten(1, 2).float()
+            target_images = space(posterior.sample(draws.scored_targets)).flatten(1, 2).float()
         scores.append(energy_score(space(samples).flatten(1, 2).float(), target_images, objective.alpha))
     fidelity = torch.stack([score.fidelity.mean() for score in scores]).sum()
     diversity = torch.stack([score.diversity.mean() for score in scores]).sum()

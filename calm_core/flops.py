@@ -114,7 +114,7 @@ def counted_calm_flops(
         inputs = torch.zeros(1, context, *shape, dtype=torch.int64 if config.input == "tokens" else torch.float32)
         posterior = Posterior(*torch.zeros(2, context, config.latent_size))
         spaces = (decoder.hidden_states,) if scored_targets else ()
-    objective = HeadObjective(samples, max(1, scored_targets), 1.0, spaces, scored_targets)
+    objective = HeadObjective(samples, 2, 1.0, spaces, scored_targets)
     generator = torch.Generator()
     training_draws = model.head.training_draws(context, objective, generator)
     training_draws = type(training_draws)(*(draw.to("meta") for draw in training_draws))

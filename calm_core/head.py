@@ -25,7 +25,7 @@ class HeadObjective:
     samples: int = 8
     """N: model samples a position for the energy head, targets a position for the other two."""
     target_samples: int = 100
-    """M: targets a position of the energy loss."""
+    """M: targets a position of the energy loss, an even number."""
     alpha: float = 1.0
     """Exponent of the distances of the energy loss."""
     spaces: tuple[Space, ...] = ()

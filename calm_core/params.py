@@ -145,7 +145,7 @@ class Calm(LanguageModel):
     head_blocks: Positive
     noise_size: Positive
     samples: Annotated[int, Field(ge=2)]
-    target_samples: Positive
+    target_samples: Annotated[int, Field(ge=2, multiple_of=2)]
     alpha: Annotated[float, Field(gt=0, lt=2)]
     decoder_score: bool
     diffusion_steps: Annotated[int, Field(ge=2, le=1000)]

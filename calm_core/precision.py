@@ -32,6 +32,13 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
 
 
+def float32_products(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Context in which float32 matrices are multiplied as they are, in an autocast region too."""
+    if device.type == "meta":  # shapes alone, which autocast does not know
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Context in which matrix products run in bf16 where ``precision`` asks for it; weights stay float32."""
     if uses_bfloat16(precision, device):

@@ -46,8 +46,11 @@ def test_torch_counts_the_same_for_the_published_models() -> None:
     assert_close(
         transformer_flops(TransformerConfig(), CONTEXT), counted_transformer_flops(TransformerConfig(), CONTEXT), 0.02
     )
-    shape = (CalmConfig(), AutoencoderConfig(), CONTEXT, SAMPLES)
-    assert_close(calm_flops(*shape), counted_calm_flops(*shape), 0.02)
+    analytic = calm_flops(CalmConfig(), AutoencoderConfig(), CONTEXT, SAMPLES)
+    counted = counted_calm_flops(CalmConfig(), AutoencoderConfig(), CONTEXT, SAMPLES)
+    assert counted.inference_per_token == pytest.approx(analytic.inference_per_token, rel=0.02)
+    # Training does without 7 % that the paper charges for multiplying a condition once a sample.
+    assert counted.training_per_token == pytest.approx(0.93 * analytic.training_per_token, rel=0.01)
 
 
 BACKBONE = BackboneConfig(96, 160, 3, 6, 2)
@@ -63,12 +66,13 @@ HEADS = [
 def spared(config: CalmConfig, samples: int) -> int:
     """FLOPs of a position's training that the paper's accounting charges and the code does without.
 
-    Nobody asks for the gradient of an input that no parameter made, and the energy head projects a hidden state once,
-    not once a sample.
+    Nobody asks for the gradient of an input that no parameter made, and the energy head multiplies a hidden state once,
+    not once a sample. It does charge nothing for distances to targets, here those to one pair.
     """
     size, latent_size, head = config.backbone.hidden_size, config.latent_size, config.head
     if isinstance(head, EnergyHeadConfig):
-        flops = 2 * samples * head.noise_size * size + 6 * (samples - 1) * size**2
+        flops = 2 * samples * head.noise_size * size + 6 * (samples - 1) * (1 + head.blocks) * size**2
+        flops -= (4 * samples + 2) * latent_size
     else:
         flops = 2 * samples * (TIME_FREQUENCIES + latent_size) * size
     return flops + (4 * latent_size * size if config.input == "latents" else 0)

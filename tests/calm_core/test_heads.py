@@ -19,7 +19,7 @@ from calm_core.layers import initialise
 from calm_core.model_files import load_model, save_model
 
 HIDDEN, LATENT = 16, 2
-OBJECTIVE = HeadObjective(samples=4, target_samples=3)
+OBJECTIVE = HeadObjective(samples=4, target_samples=4)
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 HEADS = [
     EnergyHeadConfig(2, 8),

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior, autoencoder_loss, clipped_kl, draw
 from calm_core.backbone import BackboneConfig
 from calm_core.calm import Calm, CalmConfig
-from calm_core.energy_head import EnergyHeadConfig, energy_loss
+from calm_core.energy_head import EnergyHeadConfig
 from calm_core.errors import CalmError
 from calm_core.head import HeadObjective
 from calm_core.model_files import load_model, load_model_tokenizer, read_config, save_model
@@ -45,14 +45,13 @@ def test_both_models_learn_at_every_patch_size(patch_size: int) -> None:
     autoencoder.requires_grad_(False)
     calm = Calm(CalmConfig(11, patch_size, 12, BACKBONE, EnergyHeadConfig(1, 8)))
     calm.initialise(generator)
-    targets = autoencoder.encode(token_ids[:, 1:].flatten(0, 1)).mean[None]
+    posterior = autoencoder.encode(token_ids[:, 1:].flatten(0, 1))
     optimiser = torch.optim.Adam(calm.parameters(), 1e-2)
     losses = []
-    noise = calm.head.sampling_draws((4, targets.shape[1]), generator)
-    objective = HeadObjective(spaces=(autoencoder.hidden_states,))
+    objective = HeadObjective(samples=4, target_samples=4, spaces=(autoencoder.hidden_states,))
+    head_draws = calm.head.training_draws(len(posterior.mean), objective, generator)
     for _ in range(12):
-        samples = calm.head.sample(calm(token_ids[:, :-1]).flatten(0, 1), noise)
-        loss = energy_loss(samples, targets, objective).total
+        loss = calm.head.loss(calm(token_ids[:, :-1]).flatten(0, 1), posterior, head_draws, objective).total
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -138,8 +137,9 @@ def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:
         draws = draw(autoencoder.config, 12, generator)
         coder_loss = autoencoder_loss(autoencoder, token_ids.flatten(0, 1), draws).total
         hidden_states = calm(token_ids)
-        samples = calm.head.sample(hidden_states, calm.head.sampling_draws((2, 3, 4), generator)).flatten(1, 2)
-        loss = energy_loss(samples, torch.zeros(1, 12, 12), objective).total
+        head_draws = calm.head.training_draws(12, objective, generator)
+        posterior = Posterior(*torch.zeros(2, 12, 12))
+        loss = calm.head.loss(hidden_states.flatten(0, 1), posterior, head_draws, objective).total
         token_loss = next_token_loss(transformer, token_ids.flatten(1))
     assert set(seen) == {torch.float32}
     assert {coder_loss.dtype, loss.dtype, token_loss.dtype} == {torch.float32}

@@ -43,7 +43,7 @@ def tiny(values: dict[str, Any], **sections: dict[str, Any]) -> Params:
         "warmup_steps": 0,
         "optimiser": "adamw",
     }
-    head = {"head": "energy", "head_blocks": BLOCKS, "noise_size": NOISE, "samples": 3, "target_samples": 5}
+    head = {"head": "energy", "head_blocks": BLOCKS, "noise_size": NOISE, "samples": 3, "target_samples": 6}
     values["calm"] |= backbone | training | head | {"decoder_score": False, "input": "tokens", "alpha": 1.0}
     values["transformer"] |= backbone | training | {"steps": 7}
     for name, changes in sections.items():
