@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core import params
+from calm_core.cross_entropy import projected_cross_entropy
 from calm_core.layers import ResidualSwiGLU, initialise, rms_norm
 
 
@@ -188,8 +189,8 @@ def autoencoder_loss(
     kept_ids = token_ids.masked_fill(draws.token_uniform < token_dropout, 0)
     posterior = model.encode(kept_ids)
     kept = (draws.latent_uniform >= latent_dropout).float() / (1 - latent_dropout)
-    logits = model.logits(posterior.sample(draws.noise) * kept)
-    cross_entropy = F.cross_entropy(logits.flatten(0, -2).float(), token_ids.flatten())
+    hidden_states = model.hidden_states(posterior.sample(draws.noise) * kept).flatten(0, -2)
+    cross_entropy = projected_cross_entropy(hidden_states, model.encoder.embedding.weight, token_ids.flatten())
     kl = clipped_kl(posterior, kl_clamp).mean()
     total = model.config.patch_size * cross_entropy + kl_weight * kl
     return AutoencoderLoss(total, cross_entropy.detach(), kl.detach())

@@ -42,30 +42,41 @@ class BackboneConfig:
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, each [batch, key_value_heads, positions, head_size]."""
+    """Keys and values of the positions seen so far, [batch, key_value_heads, positions, head_size] each.
+
+    Notable: room for them doubles when it is full, so that a step writes its own positions and copies no others.
+    """
 
     def __init__(self, layers: int) -> None:
-        self._keys: list[Tensor | None] = [None] * layers
-        self._values: list[Tensor | None] = [None] * layers
+        # Of each layer a buffer [2, batch, key_value_heads, room, head_size], and how many positions it holds.
+        self._buffers: list[Tensor | None] = [None] * layers
+        self._lengths = [0] * layers
 
     @property
     def length(self) -> int:
         """How many positions are held."""
-        return 0 if self._keys[0] is None else self._keys[0].shape[2]
+        return self._lengths[0]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new positions of ``layer``; returns all of its keys and values."""
-        old_keys, old_values = self._keys[layer], self._values[layer]
-        if old_keys is not None and old_values is not None:
-            keys, values = torch.cat([old_keys, keys], dim=2), torch.cat([old_values, values], dim=2)
-        self._keys[layer], self._values[layer] = keys, values
-        return keys, values
+        held, buffer = self._lengths[layer], self._buffers[layer]
+        length = held + keys.shape[2]
+        if buffer is None or length > buffer.shape[3]:
+            # What comes first is mostly a prompt, and often all: it gets the room that it needs.
+            room = length if buffer is None else 2 * length
+            grown = keys.new_empty(2, *keys.shape[:2], room, keys.shape[3])
+            if buffer is not None:
+                grown[:, :, :, :held] = buffer[:, :, :, :held]
+            self._buffers[layer] = buffer = grown
+        buffer[0, :, :, held:length], buffer[1, :, :, held:length] = keys, values
+        self._lengths[layer] = length
+        return buffer[0, :, :, :length], buffer[1, :, :, :length]
 
     def repeat(self, times: int) -> "KeyValueCache":
         """A cache whose batch is ``times`` copies of this one's, copy by copy."""
-        copy = KeyValueCache(len(self._keys))
-        copy._keys = [None if k is None else k.repeat(times, 1, 1, 1) for k in self._keys]
-        copy._values = [None if v is None else v.repeat(times, 1, 1, 1) for v in self._values]
+        copy = KeyValueCache(len(self._buffers))
+        copy._buffers = [None if buffer is None else buffer.repeat(1, times, 1, 1, 1) for buffer in self._buffers]
+        copy._lengths = list(self._lengths)
         return copy
 
 
@@ -111,15 +122,20 @@ class Attention(nn.Module):
             return features.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
         queries = rotate(split(self.query(hidden_states)), *angles)
-        keys = rotate(split(self.key(hidden_states)), *angles)
         values = split(self.value(hidden_states))
+        # Angles are float32; under autocast what is multiplied next is not.
+        keys = rotate(split(self.key(hidden_states)), *angles).to(values.dtype)
         if cache is not None:
             keys, values = cache.append(layer, keys, values)
         group = self.heads // self.key_value_heads
         if group > 1:
             keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         attended = F.scaled_dot_product_attention(
-            queries.to(values.dtype), keys.to(values.dtype), values, attn_mask=mask, is_causal=mask is None
+            queries.to(values.dtype),
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and queries.shape[2] > 1,
         )
         return self.output(attended.transpose(1, 2).flatten(-2))
 
@@ -185,7 +201,7 @@ class Backbone(nn.Module):
         new = embeddings.shape[1]
         if positions is None:
             positions = torch.arange(held, held + new, device=embeddings.device)
-        if mask is None and held:
+        if mask is None and held and new > 1:  # one new position sees all there is, and needs no mask
             mask = torch.ones(new, held + new, dtype=torch.bool, device=embeddings.device).tril(held)
         head_size = self.config.hidden_size // self.config.heads
         angles = rotary_angles(positions, head_size, self.config.rope_theta)

@@ -62,21 +62,24 @@ def transformer_brier(
     """
     batch, length = token_ids.shape[0], token_ids.shape[1] - 1
     cache = model.backbone.new_cache()
-    log_probabilities = model(token_ids[:, :-1], cache).float().log_softmax(dim=-1)
-    of_targets = log_probabilities.gather(-1, token_ids[:, 1:, None]).squeeze(-1)
+    probabilities = model(token_ids[:, :-1], cache).float().softmax(dim=-1)
+    of_targets = probabilities.gather(-1, token_ids[:, 1:, None]).squeeze(-1).log()
     windows = of_targets.unfold(1, MAX_TOKENS, 1)[:, leaves]
 
-    log_probabilities = log_probabilities[:, leaves].repeat(samples, 1, 1)
+    probabilities = probabilities[:, leaves]
+    # Samples of the first token share its probabilities; from there on each goes its own way.
+    collisions = [probabilities.square().sum(dim=-1).repeat(samples, 1)]
+    probabilities = probabilities.repeat(samples, 1, 1)
     cache = cache.repeat(samples)
     prefix = torch.zeros(samples * batch, len(leaves), device=token_ids.device)
-    prefixes, collisions = [prefix], [_collision(log_probabilities)]
+    prefixes = [prefix]
     for step in range(1, MAX_TOKENS):
-        drawn = sample_tokens(log_probabilities, generator)
-        prefix = prefix + log_probabilities.gather(-1, drawn[..., None]).squeeze(-1)
+        drawn = sample_tokens(probabilities, generator)
+        prefix = prefix + probabilities.gather(-1, drawn[..., None]).squeeze(-1).log()
         mask = branch_mask(leaves, length, step)
-        log_probabilities = model(drawn, cache, leaves + step, mask).float().log_softmax(dim=-1)
+        probabilities = model(drawn, cache, leaves + step, mask).float().softmax(dim=-1)
         prefixes.append(prefix)
-        collisions.append(_collision(log_probabilities))
+        collisions.append(probabilities.square().sum(dim=-1))
 
     def stack(values: list[Tensor]) -> Tensor:
         return torch.stack(values, dim=-1).unflatten(0, (samples, batch))
@@ -84,11 +87,12 @@ def transformer_brier(
     return brier_from_probabilities(windows, stack(prefixes), stack(collisions))
 
 
-def sample_tokens(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One token id a position, [...], from log-probabilities [..., vocabulary] (exponential races: Gumbel-max)."""
-    races = torch.empty_like(log_probabilities).exponential_(generator=generator)
-    return (log_probabilities - races.log()).argmax(dim=-1)
+def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One token id a position, [...], from probabilities [..., vocabulary], by the inverse of their running sum.
 
-
-def _collision(log_probabilities: Tensor) -> Tensor:
-    return log_probabilities.exp().square().sum(dim=-1)
+    One random number a position instead of one a token of the vocabulary, which would take longer than the model.
+    """
+    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    uniform = torch.rand(*sums.shape[:-1], 1, generator=generator, dtype=torch.float64, device=generator.device)
+    token_ids = torch.searchsorted(sums, uniform * sums[..., -1:], right=True).squeeze(-1)
+    return token_ids.clamp(max=probabilities.shape[-1] - 1)

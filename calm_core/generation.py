@@ -95,7 +95,7 @@ def transformer_steps(
     while True:
         mask = _mask(prompts.padding, cache.length, token_ids.shape[1])
         logits = model(token_ids, cache, mask=mask)[:, -1].float()
-        token_ids = sample_tokens((logits / sampling.temperature).log_softmax(dim=-1), generator)[:, None]
+        token_ids = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)[:, None]
         yield Step(token_ids, once, once.bool())
 
 

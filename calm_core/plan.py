@@ -68,7 +68,7 @@ class DeviceMemory(Figures):
     frozen_bytes: int
     """Weights of the autoencoder beside CALM, whole on every device."""
     weight_copies_bytes: int
-    """What autograd keeps whatever the batch: under autocast, the weights in bf16."""
+    """What autograd keeps whatever the batch: the output matrix's gradient and, under autocast, weights in bf16."""
     activations_bytes: int
     """What autograd keeps of one sequence; of the autoencoder, of a device's share of a step's patches."""
 

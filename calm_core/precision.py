@@ -5,6 +5,7 @@ AMX, any recent GPU), and several times slower where they are emulated; "auto" l
 """
 
 import contextlib
+import ctypes
 import os
 from typing import Literal
 
@@ -13,11 +14,35 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
 def set_threads(threads: Literal["auto"] | int) -> int:
-    """Let torch use ``threads`` CPU threads, or as many as this process may run on; returns the number."""
+    """Let torch use ``threads`` CPU threads, or as many as this process may run on; returns the number.
+
+    Also lets the process keep the memory that it frees, see ``keep_freed_memory``.
+    """
+    keep_freed_memory()
     count = len(os.sched_getaffinity(0)) if threads == "auto" else threads
     torch.set_num_threads(count)
     return count
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator reuse large blocks instead of returning them to the system at once; glibc only.
+
+    A training step allocates the same tensors again and again. By default glibc maps each large one anew, and
+    the page faults cost a small model's step a quarter of its time (docs/performance.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    largest = 2**31 - 1
+    mallopt(M_MMAP_THRESHOLD, largest)
+    mallopt(M_TRIM_THRESHOLD, largest)
+    mallopt(M_TOP_PAD, 64 << 20)
 
 
 def has_bfloat16(device: torch.device) -> bool:

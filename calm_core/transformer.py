@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core import params
 from calm_core.backbone import Backbone, BackboneConfig, KeyValueCache
+from calm_core.cross_entropy import projected_cross_entropy
 from calm_core.layers import initialise
 
 
@@ -47,10 +47,20 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Logits; the other arguments are those of ``Backbone.forward``."""
-        return self.output(self.backbone(self.embedding(token_ids), cache, positions, mask))
+        return self.output(self.hidden_states(token_ids, cache, positions, mask))
+
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        cache: KeyValueCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the output matrix turns into logits, [batch, tokens, hidden]."""
+        return self.backbone(self.embedding(token_ids), cache, positions, mask)
 
 
 def next_token_loss(model: Transformer, token_ids: Tensor) -> Tensor:
     """Mean cross entropy in nats of every token but the first, of token ids [batch, tokens]."""
-    logits = model(token_ids[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), token_ids[:, 1:].flatten())
+    hidden_states = model.hidden_states(token_ids[:, :-1]).flatten(0, 1)
+    return projected_cross_entropy(hidden_states, model.output.weight, token_ids[:, 1:].flatten())

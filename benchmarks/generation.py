@@ -1,0 +1,99 @@
+"""Generation: CALM against the Transformer of the same backbone, and low temperature against plain sampling.
+
+Default shapes; both have key/value caches, and tokens a second are compared over the same number of tokens. Weights are
+those of the default run where models/ holds them, since how often samples agree decides what low temperature costs.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import Result, alternately, median_ratio, medians
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig
+from calm_core.backbone import BackboneConfig
+from calm_core.calm import Calm, CalmConfig
+from calm_core.energy_head import EnergyHeadConfig
+from calm_core.generation import Prompts, Sampling, Step, align_prompts, calm_steps, transformer_steps
+from calm_core.model_files import load_model
+from calm_core.transformer import Transformer, TransformerConfig
+
+TOKENS, PROMPT, DRAWS, BATCH = 64, 64, 200, 16
+VOCABULARY, PATCH_SIZE = 4096, 4
+BACKBONE = BackboneConfig(128, 344, 4, 4, 4)
+
+
+def generation() -> list[Result]:
+    """CALM K 4 at T 1, batch 1 and 16, against the Transformer."""
+    calm, autoencoder, _ = models()
+    generator = torch.Generator().manual_seed(0)
+    transformer = Transformer(TransformerConfig(VOCABULARY, BACKBONE))
+    transformer.initialise(generator)
+    results = []
+    for batch in (1, 16):
+        tokens, patches = _prompts(batch, 1), _prompts(batch)
+        pairs = alternately(
+            partial(_run, partial(transformer_steps, transformer, tokens, Sampling(), generator), 1),
+            partial(_run, partial(calm_steps, calm, autoencoder, patches, Sampling(), generator)),
+        )
+        transformer_seconds, seconds = medians(pairs)
+        details = {
+            "tokens_per_second": batch * TOKENS / seconds,
+            "transformer_tokens_per_second": batch * TOKENS / transformer_seconds,
+        }
+        name = f"generation, CALM K {PATCH_SIZE} at T 1, batch {batch}"
+        ratio = median_ratio(pairs)
+        results.append(Result(name, "the Transformer with its cache", ratio, "times the tokens/s", ">=", 3, details))
+    return results
+
+
+def temperature() -> list[Result]:
+    """The batch sampler with N 200 at T 1/2 and 1/3, batch 16, against plain sampling."""
+    calm, autoencoder, weights = models()
+    generator, prompts = torch.Generator().manual_seed(0), _prompts(BATCH)
+    plain = partial(_run, partial(calm_steps, calm, autoencoder, prompts, Sampling(), generator))
+    results = []
+    for exponent in (2, 3):
+        sampling = Sampling(1 / exponent, draws=DRAWS)
+        sharpened = partial(_run, partial(calm_steps, calm, autoencoder, prompts, sampling, generator))
+        pairs = alternately(sharpened, plain)
+        seconds, plain_seconds = medians(pairs)
+        details = {
+            "seconds_per_patch": seconds * PATCH_SIZE / TOKENS,
+            "plain_seconds_per_patch": plain_seconds * PATCH_SIZE / TOKENS,
+            "weights": weights,
+        }
+        name = f"batch temperature sampling, N {DRAWS}, T 1/{exponent}, batch {BATCH}"
+        results.append(Result(name, "plain sampling", median_ratio(pairs), "times the time", "<=", 3, details))
+    return results
+
+
+def models() -> tuple[Calm, Autoencoder, str]:
+    """CALM and its autoencoder, trained where ``make repro`` has run, and which weights they have."""
+    folder = Path("models/calm")
+    if (folder / "model.safetensors").is_file():
+        coder = folder / "autoencoder"
+        calm, autoencoder = load_model(Calm, CalmConfig, folder), load_model(Autoencoder, AutoencoderConfig, coder)
+        return calm, autoencoder, "of the default run"
+    generator = torch.Generator().manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(VOCABULARY, PATCH_SIZE, 96, 192, 64))
+    calm = Calm(CalmConfig(VOCABULARY, PATCH_SIZE, 64, BACKBONE, EnergyHeadConfig(2)))
+    autoencoder.initialise(generator)
+    calm.initialise(generator)
+    last = calm.head.output[-1]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        last.weight.normal_(0.0, 0.03, generator=generator)
+    return calm, autoencoder, "random"
+
+
+def _prompts(batch: int, patch_size: int = PATCH_SIZE) -> Prompts:
+    return align_prompts(
+        [[(7 * row + column) % VOCABULARY for column in range(PROMPT)] for row in range(batch)], patch_size, 0
+    )
+
+
+def _run(begin: Callable[[], Iterator[Step]], tokens_a_step: int = PATCH_SIZE) -> None:
+    for _ in islice(begin(), TOKENS // tokens_a_step):
+        pass

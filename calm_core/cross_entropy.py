@@ -1,0 +1,54 @@
+"""Cross entropy of a vocabulary projection, without the logits of all positions in memory.
+
+Logits are the largest tensor of a small model's step, and autograd would keep two copies more. Here a block of
+positions at a time is projected, scored and turned into gradients while it is in the processor's cache; what stays are
+the gradients of hidden states and weights, computed in the forward pass since the loss is a sum over positions.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_LOGITS = 1 << 21
+"""Logits of a block at most, and one position at least."""
+
+
+def projected_cross_entropy(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean over positions of -log softmax(hidden_states @ weight^T)[target], in nats.
+
+    ``hidden_states`` is [positions, hidden], ``weight`` [vocabulary, hidden], ``targets`` [positions] int64. Products
+    follow autocast, the softmax is in float32. Equal to ``torch.nn.functional.cross_entropy`` up to rounding.
+    """
+    return _ProjectedCrossEntropy.apply(hidden_states, weight, targets, torch.is_grad_enabled())
+
+
+class _ProjectedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor, train: bool) -> Tensor:
+        positions = max(1, BLOCK_LOGITS // len(weight))
+        total = hidden_states.new_zeros((), dtype=torch.float32)
+        of_hidden_states = torch.empty_like(hidden_states) if train else None
+        of_weight = torch.zeros_like(weight) if train else None
+        for first in range(0, len(targets), positions):
+            block = hidden_states[first : first + positions]
+            target = targets[first : first + positions, None]
+            logits = (block @ weight.T).float()
+            normaliser = logits.logsumexp(dim=-1, keepdim=True)
+            total += (normaliser - logits.gather(-1, target)).sum()
+            if of_hidden_states is None or of_weight is None:
+                continue
+            # d loss / d logits = (softmax - [target]) / positions, in the memory of the logits.
+            gradient = logits.sub_(normaliser).exp_().div_(len(targets))
+            gradient.scatter_add_(-1, target, gradient.new_full((), -1 / len(targets)).expand_as(target))
+            of_hidden_states[first : first + positions] = gradient @ weight
+            of_weight += gradient.T @ block
+        if of_hidden_states is not None and of_weight is not None:
+            ctx.save_for_backward(of_hidden_states, of_weight)
+        return total / len(targets)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_hidden_states, of_weight = ctx.saved_tensors
+        (gradient,) = gradients
+        return of_hidden_states * gradient.to(of_hidden_states.dtype), of_weight * gradient, None, None
