@@ -1,4 +1,4 @@
-"""The report's plots, as SVG text that is the same, byte for byte, for the same data."""
+"""Plots, the report's above all, as SVG text that is the same, byte for byte, for the same data."""
 
 import io
 from typing import Any
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
-_STYLE: Any = {
+STYLE: Any = {
     "svg.hashsalt": "calm",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -34,7 +34,7 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
 
     ``models`` maps a name to {"training_flops", "brierlm", "brierlm_ci95", "colour"}.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         for name, model in models.items():
             low, high = model["brierlm_ci95"]
@@ -48,7 +48,7 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         axes.set_xlim(smallest / 2, largest * 4)
         axes.set_ylim(bottom=0)
         axes.set_title("Quality against training compute")
-        return _svg(figure)
+        return svg(figure)
 
 
 def brierlm_against_cross_entropy(checkpoints: list[dict[str, Any]]) -> str:
@@ -56,7 +56,7 @@ def brierlm_against_cross_entropy(checkpoints: list[dict[str, Any]]) -> str:
 
     Each of ``checkpoints`` has {"step", "cross_entropy_nats", "brierlm", "brierlm_ci95"}.
     """
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         entropies = [row["cross_entropy_nats"] for row in checkpoints]
         axes.plot(entropies, [row["brierlm"] for row in checkpoints], color=TRANSFORMER, marker="o", linewidth=1)
@@ -69,13 +69,13 @@ def brierlm_against_cross_entropy(checkpoints: list[dict[str, Any]]) -> str:
         axes.margins(x=0.15)
         axes.set(xlabel="cross entropy, nats a token (training goes to the right)", ylabel="BrierLM")
         axes.set_title("Transformer checkpoints: two measures")
-        return _svg(figure)
+        return svg(figure)
 
 
 def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
     """Two rows of panels over training steps; ``curves`` maps a model to its scalars, tables of step and value."""
     autoencoder, calm, transformer = curves["autoencoder"], curves["calm"], curves["transformer"]
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(2, 3, figsize=(10.5, 5.4), layout="constrained")
         _line(panels[0, 0], autoencoder["cross_entropy"], NEUTRAL, "Autoencoder: cross entropy", ylabel="nats a token")
         panels[0, 0].set_yscale("log")
@@ -90,17 +90,18 @@ def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
         panels[1, 2].set_ylim(bottom=0)
         for axes in panels[1]:
             axes.set_xlabel("step")
-        return _svg(figure)
+        return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """``figure``, drawn under ``STYLE``, as SVG text from its first tag on; the figure is closed."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _line(axes: Axes, table: pl.DataFrame, colour: str, title: str, label: str = "", ylabel: str = "") -> None:
     axes.plot(table["step"].to_list(), table[table.columns[-1]].to_list(), color=colour, linewidth=1.4, label=label)
     axes.set_title(title)
     axes.set_ylabel(ylabel)
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -147,7 +147,7 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
             inference_flops_per_token=run.flops.inference_per_token,
             training_hours=training_flops / (devices * device_flops * utilisation) / 3600,
             memory_ddp=memory,
-            memory_sharded=_sharded(memory, devices),
+            memory_sharded=sharded(memory, devices),
         )
 
     # The diffusion head's schedule comes from numpy: real tensors, a thousand numbers each.
@@ -212,6 +212,12 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> 
     for parameter in parameters:
         storages.pop(parameter.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def sharded(memory: DeviceMemory, devices: int) -> DeviceMemory:
+    """``memory`` of DDP with weights, gradients and optimiser state spread evenly over ``devices``, as FSDP does."""
+    spread = ("weights_bytes", "gradients_bytes", "optimiser_bytes")
+    return memory.model_copy(update={name: math.ceil(getattr(memory, name) / devices) for name in spread})
 
 
 class _Training(NamedTuple):
@@ -294,11 +300,6 @@ def _memory(run: _Training, precision: Literal["float32", "bfloat16"]) -> Device
         weight_copies_bytes=twice - 2 * activations,
         activations_bytes=activations,
     )
-
-
-def _sharded(memory: DeviceMemory, devices: int) -> DeviceMemory:
-    spread = ("weights_bytes", "gradients_bytes", "optimiser_bytes")
-    return memory.model_copy(update={name: math.ceil(getattr(memory, name) / devices) for name in spread})
 
 
 def _optimiser_bytes(model: nn.Module, section: sections.Training) -> int:
