@@ -49,7 +49,7 @@ class TensorFile:
         dtype, shape, start = self._tensors[name]
         values = np.empty((rows, *shape), dtype)
         self._file.seek(self._data + start + row * self._row_bytes(name))
-        self._file.readinto(values.data.cast("B"))
+        self._file.readinto(values.data)
         return values
 
     def close(self) -> None:

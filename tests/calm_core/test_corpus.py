@@ -92,6 +92,7 @@ def test_not_utf8(tmp_path: Path, params: Params, name: str) -> None:
         ("a.pdf", b"%PDF", "unknown format; known endings: .txt"),
         ("a.jsonl", b'{"body": "x"}\n', "no field 'text'; corpus.text_field can be: body"),
         ("a.jsonl", b'{"text": 3}\n', "holds int, not text"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "holds NoneType, not text"),
         ("a.jsonl", b"{not json\n", "cannot be read as json"),
         ("a.parquet", b"PAR1 but not really", "cannot be read as parquet"),
         ("a.txt.gz", b"not gzip", "cannot be read"),
