@@ -72,9 +72,16 @@ class Encoder(nn.Module):
         self.to_posterior = nn.Linear(hidden_size, 2 * config.latent_size)
 
     def forward(self, token_ids: Tensor) -> Posterior:
-        hidden_states = self.token_layers(self.embedding(token_ids))
+        return self.posterior(self.token_states(token_ids))
+
+    def token_states(self, token_ids: Tensor) -> Tensor:
+        """What each of ``token_ids`` [...] brings into its patch, [..., hidden]: the same wherever it stands."""
+        return self.token_layers(self.embedding(token_ids))
+
+    def posterior(self, token_states: Tensor) -> Posterior:
+        """Posterior of the patches whose tokens have these states, [..., K, hidden]."""
         # Under autocast a linear gives bf16; what layers add up, and their norms, stay in float32.
-        hidden_states = self.patch_layers(self.squeeze(hidden_states.flatten(-2)).float())
+        hidden_states = self.patch_layers(self.squeeze(token_states.flatten(-2)).float())
         mean, log_std = self.to_posterior(self.norm(hidden_states)).float().chunk(2, dim=-1)
         return Posterior(mean, log_std)
 

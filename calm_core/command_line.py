@@ -1,6 +1,6 @@
 """The `calm` command: a mistake of the user's is one line and exit status 2.
 
-Commands import what they need when they run, so that `calm --help` does not wait for torch.
+Commands import what they need when they run, so that `calm --help` waits neither for torch nor for pydantic.
 """
 
 import json
@@ -16,8 +16,6 @@ import typer
 from typer.exceptions import TyperException
 
 from calm_core.errors import CalmError
-from calm_core.params import load_params
-from calm_core.presets import apply_preset, load_preset, preset_names
 
 if TYPE_CHECKING:
     from calm_core.language_model import Continuation, LanguageModel
@@ -43,6 +41,8 @@ class Sampler(StrEnum):
 @app.command()
 def check() -> None:
     """Validate params.yaml."""
+    from calm_core.params import load_params
+
     load_params()
     typer.echo("params.yaml is valid")
 
@@ -50,6 +50,8 @@ def check() -> None:
 @app.command()
 def preset(name: Annotated[str, typer.Argument(help="A file of presets/, without its ending.")] = "") -> None:
     """Write a preset over params.yaml; without a name, list the presets."""
+    from calm_core.presets import apply_preset, preset_names
+
     if not name:
         typer.echo("\n".join(preset_names()))
         return
@@ -68,8 +70,10 @@ def plan(
     """What a run would take, without running it: parameters, FLOPs, memory, disk and time."""
     from rich.console import Console
 
+    from calm_core.params import load_params
     from calm_core.plan import plan as make_plan
     from calm_core.plan import render_plan
+    from calm_core.presets import load_preset
 
     params = load_preset(preset) if preset else load_params()
     made = make_plan(params, devices, device_flops, utilisation)

@@ -1,8 +1,8 @@
 """Where text comes from: botocore's documentation, local files, or any Hugging Face dataset.
 
-Whatever the source, `datasets` reads it as a stream, so that a corpus need not fit in memory. A document
-belongs to the validation split by a hash of its text alone: it never moves between splits, whatever else
-is added, and a text that occurs twice stays on one side.
+Whatever the source, it is read as a stream, files and datasets by `datasets`: a corpus need not fit in
+memory, only its longest document. A document belongs to the validation split by a hash of its text alone: it
+never moves between splits, whatever else is added, and a text that occurs twice stays on one side.
 """
 
 import bz2
@@ -23,6 +23,9 @@ from calm_core.botocore_corpus import LICENCE, botocore_documents
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Corpus
 
+BATCH_ROWS = 64
+"""Rows of a dataset that are in memory together, apart from the 10 MB that `datasets` reads of a text or JSON file."""
+
 _FORMATS = {
     ".txt": "text", ".text": "text", ".md": "text",
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -40,7 +43,7 @@ def documents(corpus: Corpus) -> Iterator[str]:
     """
     count = 0
     for text in _texts(corpus):
-        if not text.strip():
+        if not text or text.isspace():
             continue
         yield text
         count += 1
@@ -73,8 +76,7 @@ def _texts(corpus: Corpus) -> Iterator[str]:
                 f"corpus.botocore_version is {corpus.botocore_version} but {botocore.__version__} is installed; "
                 "install requirements.lock, or set it to the installed version"
             )
-        # datasets wants a generator function of picklable arguments; none are needed.
-        yield from _field(datasets.IterableDataset.from_generator(botocore_documents), "text", "botocore")
+        yield from (document["text"] for document in botocore_documents())
     elif corpus.source == "files":
         yield from _file_texts(corpus)
     else:
@@ -126,13 +128,15 @@ def _format(path: Path) -> str:
 
 
 def _field(dataset: Any, field: str, name: str) -> Iterator[str]:
-    for example in dataset:
-        if field not in example:
-            raise CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(example)}")
-        value = example[field]
-        if not isinstance(value, str):
-            raise CalmError(f"{name}: field {field!r} holds {type(value).__name__}, not text; change corpus.text_field")
-        yield value
+    # Arrow tables of a few rows: one row at a time, datasets takes longer than the tokenizer does for a short text.
+    for table in dataset.with_format("arrow").iter(BATCH_ROWS):
+        if field not in table.column_names:
+            raise CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(table.column_names)}")
+        for value in table[field].to_pylist():
+            if not isinstance(value, str):
+                kind = type(value).__name__
+                raise CalmError(f"{name}: field {field!r} holds {kind}, not text; change corpus.text_field")
+            yield value
 
 
 def _require_readable_text(path: Path) -> None:

@@ -141,7 +141,8 @@ def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: P
     writer = TokenWriter(folder, "evaluated", language_model.model.config.vocabulary_size)
     beginnings: list[str] = []
     with progress("tokenise", None, "documents") as advance:
-        for text, token_ids in encode_documents(language_model.tokenizer, texts):
+        encoded = encode_documents(language_model.tokenizer, texts)
+        for text, token_ids in (document for batch in encoded for document in batch.documents()):
             writer.write(token_ids)
             beginnings.append(" ".join(text[: 2 * BEGINNING].split())[:BEGINNING])
             advance()

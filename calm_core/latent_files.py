@@ -2,16 +2,18 @@
 
 ``posteriors-NNNNN.safetensors`` hold ``mean`` and ``log_std`` [distinct, latent] in float16, whose rounding
 (a part in two thousand) is far below the posterior's own spread; ``index.safetensors`` holds ``patches`` [patches
-of the training split] int32. Files are memory-mapped.
+of the training split] int32, or int64 where it takes that to number the distinct ones. Files are memory-mapped.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from calm_core.autoencoder import Posterior
+from calm_core.tensor_files import TensorFile
 from calm_core.token_files import read_tensors
 
 SHARD_PATCHES = 1 << 20
@@ -20,18 +22,23 @@ BYTES_PER_NUMBER = 2
 
 def latent_bytes(distinct: int, patches: int, latent_size: int) -> int:
     """Disk that the latents of ``patches`` patches need, in bytes."""
-    return distinct * 2 * latent_size * BYTES_PER_NUMBER + patches * 4
+    return distinct * 2 * latent_size * BYTES_PER_NUMBER + patches * _index_dtype(distinct).itemsize
 
 
-def save_posteriors(posterior: Posterior, shard: int, folder: Path) -> None:
-    """Write shard number ``shard`` of the posteriors, [patches, latent] each."""
-    tensors = {"mean": posterior.mean.half(), "log_std": posterior.log_std.half()}
-    save_file(tensors, folder / f"posteriors-{shard:05d}.safetensors")
+def posterior_shard(shard: int, patches: int, latent_size: int, folder: Path) -> TensorFile:
+    """Shard number ``shard`` of the posteriors: ``mean`` and ``log_std`` [patches, latent], to be filled."""
+    shape = (np.float16, (patches, latent_size))
+    return TensorFile(folder / f"posteriors-{shard:05d}.safetensors", {"mean": shape, "log_std": shape})
 
 
-def save_index(index: Tensor, folder: Path) -> None:
-    """Write which distinct patch each patch of the stream is, [patches] int32."""
-    save_file({"patches": index}, folder / "index.safetensors")
+def save_index(pieces: Iterable[np.ndarray], patches: int, distinct: int, folder: Path) -> None:
+    """Write which of the ``distinct`` patches each of the stream's ``patches`` is; ``pieces`` follow the stream."""
+    shapes = {"patches": (_index_dtype(distinct), (patches,))}
+    with TensorFile(folder / "index.safetensors", shapes) as file:
+        row = 0
+        for piece in pieces:
+            file.write("patches", row, piece)
+            row += len(piece)
 
 
 class LatentCorpus:
@@ -57,7 +64,12 @@ def _gather(shards: list[Tensor], rows: Tensor) -> Tensor:
     if len(shards) == 1:
         return shards[0][rows].float()
     gathered = torch.empty(len(rows), shards[0].shape[1])
-    for shard, values in enumerate(shards):
-        here = rows // SHARD_PATCHES == shard
-        gathered[here] = values[rows[here] % SHARD_PATCHES].float()
+    shard_of = rows // SHARD_PATCHES
+    for shard in shard_of.unique().tolist():
+        here = shard_of == shard
+        gathered[here] = shards[shard][rows[here] % SHARD_PATCHES].float()
     return gathered
+
+
+def _index_dtype(distinct: int) -> np.dtype:
+    return np.dtype(np.int32 if distinct <= 1 << 31 else np.int64)

@@ -6,55 +6,84 @@ a split larger than memory reads like a small one.
 """
 
 import bisect
+import tempfile
+from array import array
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from calm_core.artefacts import read_json
 from calm_core.errors import CalmError
+from calm_core.tensor_files import Shape, TensorFile
 
 SHARD_TOKENS = 1 << 24
+COPIED_TOKENS = 1 << 20
+"""How many pending tokens go through memory together when their shard is written."""
+
 DESCRIPTION = "description.json"
 
 
 class TokenWriter:
-    """Writes documents of one split to ``folder``/``split``-NNNNN.safetensors."""
+    """Writes documents of one split to ``folder``/``split``-NNNNN.safetensors.
+
+    Token ids wait on disk for their shard to be full; memory holds eight bytes a document of it.
+    """
 
     def __init__(self, folder: Path, split: str, vocabulary_size: int) -> None:
         self._folder, self._split = folder, split
-        self._dtype = np.uint16 if vocabulary_size <= 1 << 16 else np.int32
-        self._pieces: list[np.ndarray] = []
-        self._ends: list[int] = []
-        self._pending = 0
+        self._dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
+        self._pending = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the writer
+        self._ends = array("q")
+        self._written = 0
         self.paths: list[Path] = []
         self.tokens = self.documents = 0
 
-    def write(self, token_ids: list[int]) -> None:
+    def write(self, token_ids: Sequence[int] | np.ndarray) -> None:
         """Add one document, its end-of-text token included."""
-        self._pieces.append(np.array(token_ids, dtype=self._dtype))
-        self.tokens += len(token_ids)
-        self.documents += 1
-        self._ends.append(self.tokens)
-        self._pending += len(token_ids)
-        if self._pending >= SHARD_TOKENS:
-            self.flush()
+        self.write_documents(np.asarray(token_ids), np.array([len(token_ids)]))
+
+    def write_documents(self, token_ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add documents of ``lengths`` tokens, end-of-text tokens included, that follow each other in ``token_ids``."""
+        ends = lengths.cumsum()
+        while len(ends):
+            # A shard ends with the document that fills it.
+            room = self._written + SHARD_TOKENS - self.tokens
+            count = min(int(np.searchsorted(ends, room)) + 1, len(ends))
+            tokens = int(ends[count - 1])
+            self._pending.write(token_ids[:tokens].astype(self._dtype).data)
+            self._ends.frombytes((self.tokens + ends[:count]).astype(np.int64).tobytes())
+            self.tokens += tokens
+            self.documents += count
+            if tokens >= room:
+                self.flush()
+            token_ids, ends = token_ids[tokens:], ends[count:] - tokens
 
     def flush(self) -> None:
         """Write what is pending as one shard."""
-        if not self._pieces:
+        if not self._ends:
             return
         path = self._folder / f"{self._split}-{len(self.paths):05d}.safetensors"
-        tensors = {
-            "token_ids": torch.from_numpy(np.concatenate(self._pieces)),
-            "document_ends": torch.tensor(self._ends, dtype=torch.int64),
+        count = self.tokens - self._written
+        shapes: dict[str, Shape] = {
+            "token_ids": (self._dtype, (count,)),
+            "document_ends": (np.int64, (len(self._ends),)),
         }
-        save_file(tensors, path)
+        self._pending.seek(0)
+        with TensorFile(path, shapes) as file:
+            file.write("document_ends", 0, np.frombuffer(self._ends, np.int64))
+            for start in range(0, count, COPIED_TOKENS):
+                piece = self._pending.read(min(COPIED_TOKENS, count - start) * self._dtype.itemsize)
+                file.write("token_ids", start, np.frombuffer(piece, self._dtype))
+        self._pending.seek(0)
+        self._pending.truncate()
+        self._ends, self._written = array("q"), self.tokens
         self.paths.append(path)
-        self._pieces, self._ends, self._pending = [], [], 0
 
 
 class TokenStream:
@@ -64,29 +93,41 @@ class TokenStream:
         shards = [read_tensors(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
         if not shards:
             raise CalmError(f"{folder} holds no {split} tokens; `dvc repro tokenise` makes them")
-        self._shards = [shard["token_ids"] for shard in shards]
-        self._starts = [0]
-        for shard in self._shards:
-            self._starts.append(self._starts[-1] + len(shard))
-        self.document_ends: Tensor = torch.cat([shard["document_ends"] for shard in shards])
+        self._shards = [shard["token_ids"].numpy() for shard in shards]
+        self._ends = [shard["document_ends"] for shard in shards]
+        self._starts = np.cumsum([0, *map(len, self._shards)])
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
+
+    @cached_property
+    def document_ends(self) -> Tensor:
+        """Position after each document's end-of-text token, [documents] int64."""
+        return torch.cat(self._ends)
 
     def slice(self, start: int, length: int) -> Tensor:
         """Token ids [length] int64 from position ``start`` on; must lie inside the split."""
-        pieces: list[Tensor] = []
-        index = bisect.bisect_right(self._starts, start) - 1
-        while length > 0:
-            offset = start - self._starts[index]
-            piece = self._shards[index][offset : offset + length]
-            pieces.append(piece)
-            start, length, index = start + len(piece), length - len(piece), index + 1
-        return torch.cat(pieces).to(torch.int64)
+        token_ids = np.empty(length, np.int64)
+        index, done = bisect.bisect_right(self._starts, start) - 1, 0
+        while done < length:
+            offset = start + done - self._starts[index]
+            piece = self._shards[index][offset : offset + length - done]
+            token_ids[done : done + len(piece)] = piece
+            done, index = done + len(piece), index + 1
+        return torch.from_numpy(token_ids)
 
     def windows(self, starts: Tensor, length: int) -> Tensor:
         """Token ids [len(starts), length] int64, a row from each of ``starts``."""
-        return torch.stack([self.slice(start, length) for start in starts.tolist()])
+        token_ids = np.empty((len(starts), length), np.int64)
+        shard_of = np.searchsorted(self._starts, starts.numpy(), side="right") - 1
+        for index in set(shard_of.tolist()):
+            shard, rows = self._shards[index], np.flatnonzero(shard_of == index)
+            offsets = starts.numpy()[rows] - self._starts[index]
+            inside = offsets + length <= len(shard)
+            token_ids[rows[inside]] = shard[offsets[inside, None] + np.arange(length)]
+            for row in rows[~inside]:  # runs on into the next shard
+                token_ids[row] = self.slice(int(starts[row]), length)
+        return torch.from_numpy(token_ids)
 
 
 def vocabulary_size(folder: Path) -> int:

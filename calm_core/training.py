@@ -6,6 +6,7 @@ run in bf16 where the machine is fast at it.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +86,19 @@ def training_step(
 
 def batch_indices(step: int, batch: int, count: int, seed: int, stage: str) -> Tensor:
     """Which ``batch`` of ``count`` items step number ``step`` trains on: each once an epoch, newly shuffled."""
-    positions = range(step * batch, (step + 1) * batch)
-    orders = {
-        epoch: torch.randperm(count, generator=generator(seed, stage, "order", epoch))
-        for epoch in {position // count for position in positions}
-    }
-    return torch.stack([orders[position // count][position % count] for position in positions])
+    pieces: list[Tensor] = []
+    position, end = step * batch, (step + 1) * batch
+    while position < end:
+        epoch, first = divmod(position, count)
+        pieces.append(_epoch_order(epoch, count, seed, stage)[first : first + end - position])
+        position += len(pieces[-1])
+    return torch.cat(pieces)
+
+
+# One epoch is in use at a time, and the next in a batch that begins it.
+@lru_cache(maxsize=2)
+def _epoch_order(epoch: int, count: int, seed: int, stage: str) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, stage, "order", epoch))
 
 
 def _require_finite(means: Mapping[str, float], step: int, name: str) -> None:

@@ -3,9 +3,12 @@
 import gzip
 import json
 import lzma
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import botocore
 import datasets
 import polars as pl
 import pytest
@@ -92,6 +95,7 @@ def test_not_utf8(tmp_path: Path, params: Params, name: str) -> None:
         ("a.pdf", b"%PDF", "unknown format; known endings: .txt"),
         ("a.jsonl", b'{"body": "x"}\n', "no field 'text'; corpus.text_field can be: body"),
         ("a.jsonl", b'{"text": 3}\n', "holds int, not text"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "holds NoneType, not text"),
         ("a.jsonl", b"{not json\n", "cannot be read as json"),
         ("a.parquet", b"PAR1 but not really", "cannot be read as parquet"),
         ("a.txt.gz", b"not gzip", "cannot be read"),
@@ -133,6 +137,43 @@ def test_botocore_models(tmp_path: Path) -> None:
 def test_markup_is_removed() -> None:
     markup = "<p>The  <code>Name</code> of a <a href='x'>bucket</a>.</p><ul><li>A &amp; B</li><li>C&#39;s</li></ul>"
     assert plain_text(markup) == "The Name of a bucket. A & B C's"
+
+
+class TextExtractor(HTMLParser):
+    """The standard library's reading of a fragment: its text, a space for each tag that is not inside a sentence."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: object = None) -> None:
+        if tag not in {"a", "b", "code", "em", "i", "link", "replaceable", "strong", "u"}:
+            self.text += " "
+
+    handle_endtag = handle_starttag
+
+    def handle_comment(self, data: str) -> None:
+        self.text += " "
+
+
+def test_markup_is_read_as_an_html_parser_reads_it() -> None:
+    fragments = [
+        "a <b>bold</b> <!-- <p> no & -->word &lt;p&gt; 1 < 2 &copy; &#x41;&notathing; R&D",
+        '<P class="x y">One</P><br/>two<BR>three<A HREF="?b=c&amp;d">four</A>five <replaceable>x</replaceable>',
+    ]
+    data = Path(botocore.__file__).parent / "data"
+    for service in ("s3", "sts", "iam"):
+        model = json.loads(gzip.decompress(max((data / service).glob("*/service-2.json.gz")).read_bytes()))
+        fragments += [shape["documentation"] for shape in model["shapes"].values() if "documentation" in shape]
+    assert len(fragments) > 300
+    for fragment in fragments:
+        extractor = TextExtractor()
+        extractor.feed(fragment)
+        extractor.close()
+        assert plain_text(fragment) == re.sub(r"\s+", " ", extractor.text).strip()
 
 
 def test_split_is_a_function_of_the_text_alone() -> None:

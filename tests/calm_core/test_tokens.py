@@ -3,21 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save
 
 from calm_core import artefacts
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig
 from calm_core.corpus import is_validation
 from calm_core.encoding import encode_corpus
 from calm_core.errors import CalmError
-from calm_core.latent_files import LatentCorpus
+from calm_core.latent_files import LatentCorpus, latent_bytes, save_index
 from calm_core.params import Params
 from calm_core.patches import distinct_patches
 from calm_core.token_files import TokenStream, TokenWriter
-from calm_core.tokenising import tokenise
+from calm_core.tokenising import encode_documents, tokenise
 from calm_core.tokenizer import end_of_text_id, load_tokenizer, train_tokenizer
 
 TOKENIZER = train_tokenizer(["some words to learn merges from, and some words more"] * 3, 300)
@@ -105,7 +107,54 @@ def test_stream_reads_across_shards(tmp_path: Path) -> None:
         for length in (1, 5, len(expected) - start):
             end = min(start + length, len(expected))
             assert stream.slice(start, end - start).tolist() == expected[start:end]
-    assert stream.windows(torch.tensor([3, 40]), 6).tolist() == [expected[3:9], expected[40:46]]
+    starts = torch.randperm(len(expected) - 6, generator=torch.Generator().manual_seed(0))
+    assert stream.windows(starts, 6).tolist() == [expected[start : start + 6] for start in starts.tolist()]
+
+
+@pytest.mark.parametrize("vocabulary_size", [1 << 16, 1 << 17])
+def test_shards_are_cut_where_a_document_fills_them(
+    tmp_path: Path, vocabulary_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calm_core.token_files.SHARD_TOKENS", 50)
+    monkeypatch.setattr("calm_core.token_files.COPIED_TOKENS", 7)
+    lengths = torch.randint(1, 40, (60,), generator=torch.Generator().manual_seed(0))
+    documents = [torch.arange(length) + 10 * number for number, length in enumerate(lengths.tolist())]
+    shards: list[list[torch.Tensor]] = [[]]
+    for document in documents:
+        if sum(map(len, shards[-1])) >= 50:
+            shards.append([])
+        shards[-1].append(document)
+    dtype = torch.uint16 if vocabulary_size == 1 << 16 else torch.int32
+    ends = lengths.cumsum(0).split([len(shard) for shard in shards])
+
+    one_by_one = TokenWriter(tmp_path, "one", vocabulary_size)
+    for document in documents:
+        one_by_one.write(document.tolist())
+    batches = TokenWriter(tmp_path, "batch", vocabulary_size)
+    for start in range(0, 60, 25):
+        batch = documents[start : start + 25]
+        batches.write_documents(torch.cat(batch).numpy(), np.array([len(document) for document in batch]))
+    for writer in (one_by_one, batches):
+        writer.flush()
+        assert (writer.documents, writer.tokens, len(writer.paths)) == (60, int(lengths.sum()), len(shards))
+        for path, shard, shard_ends in zip(writer.paths, shards, ends, strict=True):
+            expected = save({"token_ids": torch.cat(shard).to(dtype), "document_ends": shard_ends.clone()})
+            assert path.read_bytes() == expected
+
+
+def test_documents_are_encoded_as_one_by_one_and_read_little_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calm_core.tokenising.BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr("calm_core.tokenising.BATCH_CHARACTERS", 60)
+    texts = ["words " * (number % 7) for number in range(40)]
+    end = end_of_text_id(TOKENIZER)
+    read: list[str] = []
+    found: list[tuple[str, list[int]]] = []
+    for batch in encode_documents(TOKENIZER, (read.append(text) or text for text in texts)):
+        assert len(batch.texts) <= 5
+        assert sum(map(len, batch.texts[:-1])) < 60
+        found += [(text, token_ids.tolist()) for text, token_ids in batch.documents()]
+        assert len(read) <= len(found) + 2 * 5
+    assert found == [(text, [*TOKENIZER.encode(text).ids, end]) for text in texts]
 
 
 def test_missing_and_damaged_shards(tmp_path: Path) -> None:
@@ -152,6 +201,15 @@ def test_latents_are_the_posteriors_in_half_precision(tmp_path: Path, monkeypatc
     expected = model.encode(token_ids[:300].view(100, 3)[positions])
     torch.testing.assert_close(posterior.mean, expected.mean, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(posterior.log_std, expected.log_std, atol=2e-3, rtol=1e-3)
+
+
+def test_more_distinct_patches_than_int32_counts(tmp_path: Path) -> None:
+    for distinct, dtype in ((1 << 31, torch.int32), ((1 << 31) + 1, torch.int64)):
+        save_index([np.array([0, distinct - 2]), np.array([distinct - 1])], 3, distinct, tmp_path)
+        index = load_file(tmp_path / "index.safetensors")["patches"]
+        assert index.dtype == dtype
+        assert index.tolist() == [0, distinct - 2, distinct - 1]
+        assert latent_bytes(distinct, 3, 8) == distinct * 32 + index.nbytes
 
 
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,17 @@ def test_each_block_once_an_epoch_in_a_new_order() -> None:
     assert batch_indices(3, 4, 10, 1, "stage").tolist() != seen[12:16]
 
 
+@pytest.mark.parametrize(("batch", "count"), [(1, 1), (3, 7), (7, 3), (5, 5), (4, 9)])
+def test_batches_cut_the_shuffled_epochs_whatever_was_asked_before(batch: int, count: int) -> None:
+    epochs = [torch.randperm(count, generator=generator(3, "stage", "order", epoch)) for epoch in range(20)]
+    expected = torch.cat(epochs)
+    steps = torch.randperm(20 * count // batch, generator=torch.Generator().manual_seed(0)).tolist()
+    for step in [*steps, *steps[:3]]:
+        indices = batch_indices(step, batch, count, 3, "stage")
+        assert indices.tolist() == expected[step * batch : (step + 1) * batch].tolist()
+        indices.zero_()  # what is done to a batch stays there
+
+
 def test_generators_depend_on_their_purpose_alone() -> None:
     def draw(*purpose: str | int) -> float:
         return torch.rand(1, generator=generator(*purpose)).item()  # type: ignore[arg-type]
