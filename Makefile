@@ -4,7 +4,7 @@ VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro ui test check format lock clean
+.PHONY: repro ui test verify check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -15,6 +15,10 @@ ui: $(VENV)/installed
 
 test: check
 	$(RUN) pytest
+
+# The smoke pipeline twice, in clean clones of the last commit: do all artefacts come out the same, byte for byte?
+verify: $(VENV)/installed
+	$(RUN) python -m verification
 
 check: $(VENV)/installed
 	$(RUN) ruff check .
@@ -41,4 +45,4 @@ lock:
 	rm -rf .lock
 
 clean:
-	rm -rf data models results
+	rm -rf data models results .checkpoints

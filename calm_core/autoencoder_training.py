@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw
+from calm_core.checkpoints import CheckpointStore
 from calm_core.params import Params
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
-from calm_core.training import train
+from calm_core.training import described_batch, train
 
 STAGE = "train_autoencoder"
 LATENT_NOISE_STD = 0.3
@@ -24,16 +25,26 @@ EVALUATION_BATCH = 4096
 
 
 def train_autoencoder(
-    params: Params, tokens: TokenStream, vocabulary_size: int, log: Callable[[int, Mapping[str, float]], None]
+    params: Params,
+    tokens: TokenStream,
+    vocabulary_size: int,
+    log: Callable[[int, Mapping[str, float]], None],
+    checkpoints: CheckpointStore | None = None,
 ) -> Autoencoder:
-    """Train a fresh autoencoder on the training split ``tokens``; ``log`` is that of ``training.train``."""
+    """Train an autoencoder on the training split ``tokens``; ``log`` and ``checkpoints`` as in ``training.train``."""
     section, seed = params.autoencoder, params.seed
     model = Autoencoder(AutoencoderConfig.from_params(section, vocabulary_size))
     model.initialise(generator(seed, STAGE, "weights"))
 
+    def patch_starts(draws: torch.Generator) -> Tensor:
+        return torch.randint(len(tokens) - section.patch_size + 1, (section.batch_patches,), generator=draws)
+
+    def batch_of(step: int) -> str:
+        return described_batch("patches", patch_starts(generator(seed, STAGE, "step", step)))
+
     def objective(step: int) -> Mapping[str, Tensor]:
         draws = generator(seed, STAGE, "step", step)
-        starts = torch.randint(len(tokens) - section.patch_size + 1, (section.batch_patches,), generator=draws)
+        starts = patch_starts(draws)
         loss = autoencoder_loss(
             model,
             tokens.windows(starts, section.patch_size),
@@ -46,7 +57,17 @@ def train_autoencoder(
         return {"loss": loss.total, "cross_entropy": loss.cross_entropy, "kl": loss.kl}
 
     tokens_per_step = section.batch_patches * section.patch_size
-    train(model, objective, section, params.runtime, "autoencoder", log, tokens_per_step)
+    train(
+        model,
+        objective,
+        section,
+        params.runtime,
+        "autoencoder",
+        log,
+        tokens_per_step,
+        checkpoints=checkpoints,
+        batch_of=batch_of,
+    )
     return model
 
 

@@ -8,13 +8,14 @@ from torch import Tensor
 from calm_core import params as sections
 from calm_core.autoencoder import Autoencoder
 from calm_core.calm import Calm, CalmConfig
+from calm_core.checkpoints import CheckpointStore
 from calm_core.errors import CalmError
 from calm_core.head import HeadObjective
 from calm_core.latent_files import LatentCorpus
 from calm_core.params import Params
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
-from calm_core.training import batch_indices, train
+from calm_core.training import batch_indices, described_batch, train
 
 STAGE = "train_calm"
 
@@ -34,8 +35,9 @@ def train_calm(
     latents: LatentCorpus,
     autoencoder: Autoencoder,
     log: Callable[[int, Mapping[str, float]], None],
+    checkpoints: CheckpointStore | None = None,
 ) -> Calm:
-    """Train a fresh CALM on the training split; ``log`` is that of ``training.train``.
+    """Train a CALM on the training split; ``log`` and ``checkpoints`` as in ``training.train``.
 
     Raises:
         CalmError: the split is shorter than one context and the patch that follows it.
@@ -60,9 +62,15 @@ def train_calm(
         posterior = latents.posterior(starts[:, None] + torch.arange(context))
         return posterior.sample(torch.randn(posterior.mean.shape, generator=draws))
 
+    def patch_starts(step: int) -> Tensor:
+        return batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
+
+    def batch_of(step: int) -> str:
+        return described_batch("sequences", patch_starts(step) * patch_size)
+
     def objective(step: int) -> Mapping[str, Tensor]:
         draws = generator(seed, STAGE, "step", step)
-        starts = batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
+        starts = patch_starts(step)
         patches = tokens.windows(starts * patch_size, section.context_tokens).unflatten(-1, (-1, patch_size))
         hidden_states = model(inputs(patches, starts, draws)).flatten(0, 1)
         posterior = latents.posterior((starts[:, None] + torch.arange(1, context + 1)).flatten())
@@ -79,7 +87,18 @@ def train_calm(
         return {"manifold_distance": float(manifold_distance(autoencoder, samples).mean())}
 
     tokens_per_step = section.batch_sequences * section.context_tokens
-    train(model, objective, section, params.runtime, "calm", log, tokens_per_step, observe)
+    train(
+        model,
+        objective,
+        section,
+        params.runtime,
+        "calm",
+        log,
+        tokens_per_step,
+        observe,
+        checkpoints=checkpoints,
+        batch_of=batch_of,
+    )
     return model
 
 

@@ -16,7 +16,7 @@ def describe_machine() -> dict[str, str]:
     """Facts for the report, name to value; equal for two runs of one revision on one machine."""
     bfloat16 = "in hardware" if has_bfloat16(torch.device("cpu")) else "emulated, so float32 by default"
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "bfloat16": bfloat16,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -25,7 +25,8 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name and the instructions that torch uses of it; numbers differ between two of these."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -5,20 +5,20 @@ float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoenc
 model card, README.md, comes later in the pipeline (``model_card``).
 """
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
 from calm_core.artefacts import read_json, write_json
 from calm_core.errors import CalmError, one_line
 from calm_core.tokenizer import load_tokenizer
+from calm_core.whole_files import move_into_place, save_tensors, scratch_folder
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,11 +36,11 @@ def save_model(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, cont
     kind = type(model).__name__.lower()
     write_json(folder / "config.json", {"kind": kind, "context_tokens": context_tokens, **asdict(config)})
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / ".model.safetensors.new")
-    os.replace(folder / ".model.safetensors.new", folder / "model.safetensors")
+    save_tensors(weights, folder / "model.safetensors")
     if tokenizer is not None:
-        tokenizer.save(str(folder / ".tokenizer.json.new"))
-        os.replace(folder / ".tokenizer.json.new", folder / "tokenizer.json")
+        with scratch_folder(folder) as scratch:
+            tokenizer.save(str(scratch / "tokenizer.json"))
+            move_into_place(scratch / "tokenizer.json", folder / "tokenizer.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

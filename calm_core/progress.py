@@ -32,15 +32,18 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(name: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Show the progress of ``name`` over ``total`` units (None if unknown) on standard error while the block runs."""
+def progress(name: str, total: int | None, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show the progress of ``name`` over ``total`` units (None if unknown) on standard error while the block runs.
+
+    ``done`` units were finished before.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         with _bar(console, unit) as bar:
-            task = bar.add_task(name, total=total, note="")
+            task = bar.add_task(name, total=total, completed=done, note="")
             yield lambda done=1, note="": bar.update(task, advance=done, **({"note": note} if note else {}))
     else:
-        yield _lines(name, total, unit)
+        yield _lines(name, total, unit, done)
 
 
 class _Rate(ProgressColumn):
@@ -67,9 +70,9 @@ def _bar(console: Console, unit: str) -> Progress:
     )
 
 
-def _lines(name: str, total: int | None, unit: str) -> Advance:
+def _lines(name: str, total: int | None, unit: str, earlier: int) -> Advance:
     started = last = time.monotonic()
-    done_units = 0
+    done_units = earlier
 
     def advance(done: int = 1, note: str = "") -> None:
         nonlocal done_units, last
@@ -82,7 +85,7 @@ def _lines(name: str, total: int | None, unit: str) -> Advance:
         if not due:
             return
         last = now
-        rate = done_units / max(now - started, 1e-9)
+        rate = (done_units - earlier) / max(now - started, 1e-9)
         line = f"{name}: {done_units:,}" + ("" if total is None else f"/{total:,}") + f" {unit}, {_short(rate)}/s"
         if total is not None:
             line += f", {(total - done_units) / rate:.0f} s left"

@@ -72,6 +72,7 @@ def tokenise(params: Params, folder: Path) -> dict[str, Any]:
         **describe(corpus),
         "vocabulary_size": vocabulary_size,
         "end_of_text_id": end_of_text,
+        "sha256": {"tokenizer.json": sha256(folder / "tokenizer.json")},
         "splits": {
             split: {
                 "documents": writer.documents,

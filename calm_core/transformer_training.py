@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from calm_core.checkpoints import CheckpointStore
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
-from calm_core.training import batch_indices, train
+from calm_core.training import batch_indices, described_batch, train
 from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
 
 STAGE = "train_transformer"
@@ -20,10 +21,12 @@ def train_transformer(
     vocabulary_size: int,
     log: Callable[[int, Mapping[str, float]], None],
     keep: Callable[[int, Transformer], None],
+    checkpoints: CheckpointStore | None = None,
 ) -> Transformer:
-    """Train a fresh Transformer on the training split ``tokens``; ``log`` is that of ``training.train``.
+    """Train a Transformer on the training split ``tokens``; ``log`` and ``checkpoints`` as in ``training.train``.
 
-    ``keep`` receives the number of steps done and the model ``checkpoints`` times, evenly spread, the end included.
+    ``keep`` receives the number of steps done and the model ``params.transformer.checkpoints`` times, evenly spread,
+    the end included; a training that goes on after a checkpoint does not hand over those before it again.
 
     Raises:
         CalmError: the split is shorter than one context and the token that follows it.
@@ -39,9 +42,14 @@ def train_transformer(
     model = Transformer(TransformerConfig.from_params(section, vocabulary_size))
     model.initialise(generator(seed, STAGE, "weights"))
 
+    def sequence_starts(step: int) -> Tensor:
+        return batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
+
+    def batch_of(step: int) -> str:
+        return described_batch("sequences", sequence_starts(step))
+
     def objective(step: int) -> Mapping[str, Tensor]:
-        starts = batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
-        return {"loss": next_token_loss(model, tokens.windows(starts, context + 1))}
+        return {"loss": next_token_loss(model, tokens.windows(sequence_starts(step), context + 1))}
 
     kept_steps = {section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints)}
 
@@ -50,5 +58,16 @@ def train_transformer(
             keep(done, model)
 
     tokens_per_step = section.batch_sequences * context
-    train(model, objective, section, params.runtime, "transformer", log, tokens_per_step, after_step=after_step)
+    train(
+        model,
+        objective,
+        section,
+        params.runtime,
+        "transformer",
+        log,
+        tokens_per_step,
+        after_step=after_step,
+        checkpoints=checkpoints,
+        batch_of=batch_of,
+    )
     return model

@@ -10,12 +10,14 @@ from calm_core.metric_correlation import correlation
 from calm_core.model_files import load_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.provenance import require_intact
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
 from calm_core.transformer import Transformer, TransformerConfig
 from stages.running import run_stage
 
 STAGE = "correlate_brierlm"
+TOKENS = Path("data/tokens")
 
 SAMPLES = 1
 """Sampled prefixes a position: what is saved here is better spent on positions, whose accuracy term is exact."""
@@ -26,7 +28,8 @@ def main(params: Params) -> None:
     set_threads(params.runtime.threads)
     settings, context = params.evaluation, params.transformer.context_tokens
     batch, limit = settings.batch_sequences, settings.checkpoint_tokens
-    tokens = TokenStream(Path("data/tokens"), "validation")
+    require_intact(TOKENS)
+    tokens = TokenStream(TOKENS, "validation")
     rows: list[dict[str, Any]] = []
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
         model = load_model(Transformer, TransformerConfig, folder)

@@ -8,17 +8,23 @@ from calm_core.encoding import encode_corpus
 from calm_core.model_files import load_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.provenance import describe_latents, require_intact, require_tokenizer_of
 from calm_core.token_files import TokenStream
 from stages.running import run_stage
+
+TOKENS, TRAINED = Path("data/tokens"), Path("models/autoencoder")
 
 
 def main(params: Params) -> None:
     """Encode every distinct patch of the training split once."""
     set_threads(params.runtime.threads)
-    model = load_model(Autoencoder, AutoencoderConfig, Path("models/autoencoder"))
-    tokens = TokenStream(Path("data/tokens"), "train")
+    require_intact(TOKENS)
+    require_tokenizer_of(TRAINED, TOKENS)
+    model = load_model(Autoencoder, AutoencoderConfig, TRAINED)
+    tokens = TokenStream(TOKENS, "train")
     with whole_directory(Path("data/latents")) as folder:
         counts = encode_corpus(model, tokens, folder, params.runtime.precision)
+        describe_latents(folder, TRAINED, TOKENS, counts._asdict())
     print(f"{counts.patches:,} patches, {counts.distinct:,} distinct ({counts.distinct / counts.patches:.1%})")
 
 

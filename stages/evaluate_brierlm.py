@@ -13,19 +13,24 @@ from calm_core.evaluation import cross_entropy, evaluate_calm, evaluate_transfor
 from calm_core.model_files import AUTOENCODER, load_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.provenance import require_intact, require_tokenizer_of
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
 from calm_core.transformer import Transformer, TransformerConfig
 from stages.running import run_stage
 
 STAGE = "evaluate_brierlm"
+TOKENS = Path("data/tokens")
 
 
 def main(params: Params) -> None:
     """Score both models on the validation split, each at the context it was trained with."""
     set_threads(params.runtime.threads)
     settings = params.evaluation
-    tokens = TokenStream(Path("data/tokens"), "validation")
+    require_intact(TOKENS)
+    for model in ("calm", "transformer"):
+        require_tokenizer_of(Path("models") / model, TOKENS)
+    tokens = TokenStream(TOKENS, "validation")
     autoencoder = load_model(Autoencoder, AutoencoderConfig, Path("models/calm") / AUTOENCODER)
     calm = load_model(Calm, CalmConfig, Path("models/calm"))
     transformer = load_model(Transformer, TransformerConfig, Path("models/transformer"))

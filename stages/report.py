@@ -11,6 +11,7 @@ from calm_core.language_model import load_language_model
 from calm_core.machine import describe_machine
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.provenance import require_intact, require_tokenizer_of
 from calm_core.report import read_curves, render_report
 from calm_core.token_files import DESCRIPTION, TokenStream
 from stages.running import run_stage
@@ -21,6 +22,9 @@ RESULTS, TOKENS = Path("results"), Path("data/tokens")
 def main(params: Params) -> None:
     """Gather, sample, render."""
     set_threads(params.runtime.threads)
+    require_intact(TOKENS)
+    for model in ("calm", "transformer"):
+        require_tokenizer_of(Path("models") / model, TOKENS)
     page = render_report(
         params=params,
         params_text=Path("params.yaml").read_text(encoding="utf-8"),

@@ -1,6 +1,5 @@
 """Stage train_autoencoder: tokens -> models/autoencoder and its reconstruction accuracy."""
 
-import time
 from pathlib import Path
 
 from calm_core.artefacts import write_json
@@ -8,8 +7,10 @@ from calm_core.autoencoder_training import reconstruction, train_autoencoder
 from calm_core.model_files import count_parameters, save_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.provenance import require_intact
 from calm_core.token_files import TokenStream, vocabulary_size
 from calm_core.tokenizer import load_tokenizer
+from stages.checkpointing import checkpoints_of, finished
 from stages.curves import training_curves
 from stages.running import Measured, run_stage
 
@@ -19,13 +20,15 @@ TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 def main(params: Params) -> Measured:
     """Train, measure on the held-out split, write."""
     set_threads(params.runtime.threads)
-    started = time.monotonic()
+    require_intact(TOKENS)
+    checkpoints = checkpoints_of("train_autoencoder", params)
     with training_curves(Path("results/training/autoencoder")) as log:
-        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), log)
-    seconds = time.monotonic() - started
+        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), log, checkpoints)
+    seconds = checkpoints.seconds
     quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
     write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})
+    finished(checkpoints)
     return {"training_tokens_per_second": params.autoencoder.training_tokens / seconds}
 
 

@@ -1,6 +1,5 @@
 """Stage train_calm: tokens, latents and autoencoder -> models/calm."""
 
-import time
 from pathlib import Path
 
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig
@@ -9,25 +8,33 @@ from calm_core.latent_files import LatentCorpus
 from calm_core.model_files import AUTOENCODER, load_model, load_model_tokenizer, save_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.provenance import require_intact, require_latents_of, require_tokenizer_of
 from calm_core.token_files import TokenStream
+from stages.checkpointing import checkpoints_of, finished
 from stages.curves import training_curves
 from stages.running import Measured, run_stage
 
+TOKENS, LATENTS = Path("data/tokens"), Path("data/latents")
 TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
 
 
 def main(params: Params) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
     set_threads(params.runtime.threads)
-    tokens, latents = TokenStream(Path("data/tokens"), "train"), LatentCorpus(Path("data/latents"))
+    require_intact(TOKENS)
+    require_intact(LATENTS)
+    require_latents_of(LATENTS, TRAINED, TOKENS)
+    require_tokenizer_of(TRAINED, TOKENS)
+    tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS)
     autoencoder = load_model(Autoencoder, AutoencoderConfig, TRAINED)
-    started = time.monotonic()
+    checkpoints = checkpoints_of("train_calm", params)
     with training_curves(Path("results/training/calm")) as log:
-        model = train_calm(params, tokens, latents, autoencoder, log)
-    seconds = time.monotonic() - started
+        model = train_calm(params, tokens, latents, autoencoder, log, checkpoints)
+    seconds = checkpoints.seconds
     tokenizer = load_model_tokenizer(TRAINED)
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
     save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
+    finished(checkpoints)
     return {"training_tokens_per_second": params.calm.training_tokens / seconds}
 
 

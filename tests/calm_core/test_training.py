@@ -127,5 +127,5 @@ def test_a_loss_that_is_no_number_stops_training(params: Params) -> None:
     def loss_at(model: nn.Module, step: int) -> dict[str, torch.Tensor]:
         return {"loss": model(torch.ones(3)).sum() * (float("nan") if step == 5 else 1.0)}
 
-    with pytest.raises(CalmError, match=r"the loss is nan by step 6"):
+    with pytest.raises(CalmError, match=r"the loss is nan at step 6"):
         run(params, loss_at, 20)

@@ -1,0 +1,140 @@
+"""Faults that strike a stage's process at a chosen moment, by count and never by time."""
+
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import calm_core.training
+import stages.running
+from calm_core.checkpoints import CheckpointStore
+
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
+"""What Python tells its audit hooks of files: each is a moment at which a process can die."""
+
+
+def save_every_step() -> None:
+    """A checkpoint after each step."""
+    CheckpointStore.due = lambda self: True  # type: ignore[method-assign]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_step(number: int) -> None:
+    """SIGKILL when step ``number`` (1 is the first of this process) has its loss, before the weights move."""
+    at_step(number, die)
+
+
+def signal_at_step(number: int, which: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM at the same moment."""
+    at_step(number, lambda: os.kill(os.getpid(), which))
+
+
+def at_step(number: int, act: Callable[[], None]) -> None:
+    original, steps = calm_core.training.training_step, itertools.count(1)
+
+    def training_step(*arguments: Any) -> torch.Tensor:
+        if next(steps) == number:
+            act()
+        return original(*arguments)
+
+    calm_core.training.training_step = training_step
+
+
+def loss_at_step(number: int, factor: float) -> None:
+    """The loss of step ``number`` is multiplied by ``factor``."""
+    original, steps = calm_core.training.training_step, itertools.count(1)
+
+    def training_step(model: Any, optimisers: Any, loss: torch.Tensor, clip: float) -> torch.Tensor:
+        if next(steps) == number:
+            loss.data.mul_(factor)
+            loss = loss * factor  # for the gradient
+        return original(model, optimisers, loss, clip)
+
+    calm_core.training.training_step = training_step
+
+
+def kill_in_file_above(size: int) -> None:
+    """The kernel kills the process in the middle of a write, as a file is about to grow beyond ``size`` bytes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    limit_files(size)
+
+
+def limit_files(size: int) -> None:
+    """No file can grow beyond ``size`` bytes: a write fails as it does under a quota."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def limit_memory(extra: int) -> None:
+    """No more than ``extra`` bytes of memory beside what the process has already."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + extra
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def out_of_memory_at_step(number: int) -> None:
+    """A step asks for a gigabyte when the process may not have it."""
+
+    def act() -> None:
+        limit_memory(1 << 20)
+        torch.zeros(1 << 28)
+
+    at_step(number, act)
+
+
+def stuck_at_step(number: int, which: signal.Signals) -> None:
+    """A signal comes in the middle of a step that does not end; the time to leave is cut short."""
+    stages.running.GRACE_SECONDS = 0.1
+
+    def act() -> None:
+        os.kill(os.getpid(), which)
+        os.read(os.pipe()[0], 1)
+
+    at_step(number, act)
+
+
+def fill_disk(folder: Path, free_bytes: int) -> None:
+    """Leave ``free_bytes`` on the file system of ``folder``, by a file beside it."""
+    disk = os.statvfs(folder)
+    (folder.parent / "filler").write_bytes(bytes(disk.f_bavail * disk.f_bsize - free_bytes))
+
+
+def remount(folder: Path, how: str) -> None:
+    """Make the file system at ``folder`` "ro" or "rw"."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+def kill_at_file_event(number: int) -> None:
+    """SIGKILL just before the operation on files that ``count_file_events`` would count as ``number`` (from 1)."""
+    events = itertools.count(1)
+    _on_file_event(lambda: die() if next(events) == number else None)
+
+
+def count_file_events(path: Path) -> None:
+    """Write to ``path``, a byte each, the operations on the project's files: opening, renaming, removing."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    _on_file_event(lambda: os.write(descriptor, b"."))
+
+
+def _on_file_event(act: Callable[[], Any]) -> None:
+    root = str(Path.cwd())
+    written = os.O_WRONLY | os.O_RDWR
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        path = os.path.join(root, os.fsdecode(arguments[0]))  # noqa: PTH118
+        if path.startswith(f"{root}/") and (event != "open" or arguments[2] & written):
+            act()
+
+    sys.addaudithook(hook)

@@ -1,0 +1,26 @@
+"""What a stage imports, imported once: processes forked from here start in milliseconds."""
+
+import importlib
+
+import dvc.repo  # noqa: F401
+import dvclive  # noqa: F401
+import torch
+import torch._dynamo
+import torch.utils.flop_counter
+
+STAGES = (
+    "check_params",
+    "tokenise",
+    "train_autoencoder",
+    "encode_corpus",
+    "train_calm",
+    "train_transformer",
+    "evaluate_brierlm",
+    "correlate_brierlm",
+    "benchmark_flops",
+    "model_cards",
+    "report",
+)
+for stage in STAGES:
+    importlib.import_module(f"stages.{stage}")
+torch.set_num_threads(1)

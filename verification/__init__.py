@@ -1,0 +1,1 @@
+"""`make verify`: whether two clean runs of the smoke pipeline on this machine give the same artefacts."""
