@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_loss, draw
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderDraws, autoencoder_loss, draw
 from calm_core.checkpoints import CheckpointStore
 from calm_core.params import Params
+from calm_core.processes import ALONE, Processes
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
 from calm_core.training import described_batch, train
@@ -23,6 +24,9 @@ LATENT_NOISE_STD = 0.3
 
 EVALUATION_BATCH = 4096
 
+DRAWN_TOGETHER = 256
+"""Patches of a batch whose noise comes from one generator: a process draws little more than its own."""
+
 
 def train_autoencoder(
     params: Params,
@@ -30,25 +34,27 @@ def train_autoencoder(
     vocabulary_size: int,
     log: Callable[[int, Mapping[str, float]], None],
     checkpoints: CheckpointStore | None = None,
+    processes: Processes = ALONE,
 ) -> Autoencoder:
-    """Train an autoencoder on the training split ``tokens``; ``log`` and ``checkpoints`` as in ``training.train``."""
+    """Train an autoencoder on the training split ``tokens``; the other arguments as in ``training.train``."""
     section, seed = params.autoencoder, params.seed
     model = Autoencoder(AutoencoderConfig.from_params(section, vocabulary_size))
     model.initialise(generator(seed, STAGE, "weights"))
 
-    def patch_starts(draws: torch.Generator) -> Tensor:
+    def patch_starts(step: int) -> Tensor:
+        draws = generator(seed, STAGE, "step", step)
         return torch.randint(len(tokens) - section.patch_size + 1, (section.batch_patches,), generator=draws)
 
     def batch_of(step: int) -> str:
-        return described_batch("patches", patch_starts(generator(seed, STAGE, "step", step)))
+        return described_batch("patches", patch_starts(step))
 
-    def objective(step: int) -> Mapping[str, Tensor]:
-        draws = generator(seed, STAGE, "step", step)
-        starts = patch_starts(draws)
+    def objective(step: int, rows: range) -> Mapping[str, Tensor]:
+        token_ids = tokens.windows(patch_starts(step)[rows.start : rows.stop], section.patch_size)
+        draws = _draws(model.config, rows, seed, step)
         loss = autoencoder_loss(
             model,
-            tokens.windows(starts, section.patch_size),
-            draw(model.config, section.batch_patches, draws),
+            token_ids.to(processes.device),
+            AutoencoderDraws(*(draw.to(processes.device) for draw in draws)),
             kl_weight=section.kl_weight,
             kl_clamp=section.kl_clamp,
             token_dropout=section.token_dropout,
@@ -56,19 +62,27 @@ def train_autoencoder(
         )
         return {"loss": loss.total, "cross_entropy": loss.cross_entropy, "kl": loss.kl}
 
-    tokens_per_step = section.batch_patches * section.patch_size
-    train(
+    return train(
         model,
         objective,
         section,
         params.runtime,
         "autoencoder",
         log,
-        tokens_per_step,
+        section.batch_patches,
+        section.patch_size,
         checkpoints=checkpoints,
         batch_of=batch_of,
+        processes=processes,
     )
-    return model
+
+
+def _draws(config: AutoencoderConfig, rows: range, seed: int, step: int) -> AutoencoderDraws:
+    """Those of patches ``rows`` of a batch, from a generator for each ``DRAWN_TOGETHER`` patches of it."""
+    first, last = rows.start // DRAWN_TOGETHER, -(-rows.stop // DRAWN_TOGETHER)
+    blocks = [draw(config, DRAWN_TOGETHER, generator(seed, STAGE, "step", step, block)) for block in range(first, last)]
+    skipped = rows.start - first * DRAWN_TOGETHER
+    return AutoencoderDraws(*(torch.cat(parts)[skipped : skipped + len(rows)] for parts in zip(*blocks, strict=True)))
 
 
 class Reconstruction(NamedTuple):

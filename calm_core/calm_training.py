@@ -1,18 +1,19 @@
 """Training CALM on the encoded corpus (paper, section 3)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from calm_core import params as sections
-from calm_core.autoencoder import Autoencoder
+from calm_core.autoencoder import Autoencoder, Posterior
 from calm_core.calm import Calm, CalmConfig
 from calm_core.checkpoints import CheckpointStore
 from calm_core.errors import CalmError
 from calm_core.head import HeadObjective
 from calm_core.latent_files import LatentCorpus
 from calm_core.params import Params
+from calm_core.processes import ALONE, Processes
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
 from calm_core.training import batch_indices, described_batch, train
@@ -36,8 +37,11 @@ def train_calm(
     autoencoder: Autoencoder,
     log: Callable[[int, Mapping[str, float]], None],
     checkpoints: CheckpointStore | None = None,
+    processes: Processes = ALONE,
 ) -> Calm:
-    """Train a CALM on the training split; ``log`` and ``checkpoints`` as in ``training.train``.
+    """Train a CALM on the training split; ``log``, ``checkpoints`` and ``processes`` as in ``training.train``.
+
+    ``autoencoder`` stays as it is, but for the device of ``processes``, where it is from now on.
 
     Raises:
         CalmError: the split is shorter than one context and the patch that follows it.
@@ -53,14 +57,9 @@ def train_calm(
         )
     model = Calm(CalmConfig.from_params(section, autoencoder.config))
     model.initialise(generator(seed, STAGE, "weights"))
+    autoencoder.to(processes.device)
     head = head_objective(section, autoencoder)
-    seen: dict[str, Tensor] = {}
-
-    def inputs(patches: Tensor, starts: Tensor, draws: torch.Generator) -> Tensor:
-        if section.input == "tokens":
-            return patches
-        posterior = latents.posterior(starts[:, None] + torch.arange(context))
-        return posterior.sample(torch.randn(posterior.mean.shape, generator=draws))
+    seen: dict[int, Tensor] = {}
 
     def patch_starts(step: int) -> Tensor:
         return batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
@@ -68,38 +67,50 @@ def train_calm(
     def batch_of(step: int) -> str:
         return described_batch("sequences", patch_starts(step) * patch_size)
 
-    def objective(step: int) -> Mapping[str, Tensor]:
-        draws = generator(seed, STAGE, "step", step)
-        starts = patch_starts(step)
-        patches = tokens.windows(starts * patch_size, section.context_tokens).unflatten(-1, (-1, patch_size))
-        hidden_states = model(inputs(patches, starts, draws)).flatten(0, 1)
+    def inputs(starts: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        if section.input == "tokens":
+            return tokens.windows(starts * patch_size, section.context_tokens).unflatten(-1, (-1, patch_size))
+        posterior = latents.posterior(starts[:, None] + torch.arange(context))
+        noise = [torch.randn(posterior.mean.shape[1:], generator=one) for one in draws]
+        return posterior.sample(torch.stack(noise))
+
+    def objective(step: int, rows: range) -> Mapping[str, Tensor]:
+        starts = patch_starts(step)[rows.start : rows.stop]
+        draws = [generator(seed, STAGE, "step", step, row) for row in rows]
+        hidden_states = model(inputs(starts, draws).to(processes.device)).flatten(0, 1)
         posterior = latents.posterior((starts[:, None] + torch.arange(1, context + 1)).flatten())
+        head_draws = model.head.training_draws(context, head, generator(seed, STAGE, "step", step), draws)
         loss = model.head.loss(
-            hidden_states, posterior, model.head.training_draws(len(hidden_states), head, draws), head
+            hidden_states,
+            Posterior(*(part.to(processes.device) for part in posterior)),
+            type(head_draws)(*(part.to(processes.device) for part in head_draws)),
+            head,
         )
-        seen["hidden_states"] = hidden_states[:OBSERVED_POSITIONS].detach()
+        if step not in seen:
+            seen.clear()
+            seen[step] = hidden_states[:OBSERVED_POSITIONS].detach()
         return {"loss": loss.total, **loss.terms}
 
-    @torch.no_grad()
     def observe() -> Mapping[str, float]:
-        noise = model.head.sampling_draws((len(seen["hidden_states"]),), generator(seed, STAGE, "observed"))
-        samples = model.head.sample(seen["hidden_states"], noise)
+        (hidden_states,) = seen.values()
+        noise = model.head.sampling_draws((len(hidden_states),), generator(seed, STAGE, "observed"))
+        samples = model.head.sample(hidden_states, noise.to(processes.device))
         return {"manifold_distance": float(manifold_distance(autoencoder, samples).mean())}
 
-    tokens_per_step = section.batch_sequences * section.context_tokens
-    train(
+    return train(
         model,
         objective,
         section,
         params.runtime,
         "calm",
         log,
-        tokens_per_step,
-        observe,
+        section.batch_sequences,
+        section.context_tokens,
+        observe=observe,
         checkpoints=checkpoints,
         batch_of=batch_of,
+        processes=processes,
     )
-    return model
 
 
 @torch.no_grad()

@@ -5,10 +5,13 @@ A noisy latent goes in; the time step and the backbone's hidden state together s
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from calm_core.head import draw_positions
 from calm_core.layers import NORM_EPSILON
 
 TIME_FREQUENCIES = 256
@@ -24,6 +27,34 @@ def time_features(times: Tensor) -> Tensor:
     frequencies = exponents.exp()
     angles = times.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class DenoisingDraws(NamedTuple):
+    """Randomness of one training step over P positions, N targets each."""
+
+    targets: Tensor
+    """[N, P, latent] standard normal"""
+    times: Tensor
+    """[N, P], as the head draws them"""
+    noise: Tensor
+    """[N, P, latent] standard normal"""
+
+
+def draw_denoising(
+    shape: tuple[int, int, int],
+    draw_times: Callable[[tuple[int, int], torch.Generator], Tensor],
+    generators: Sequence[torch.Generator],
+) -> DenoisingDraws:
+    """Draws of ``shape`` [N, positions, latent] from each of ``generators``, position after position."""
+
+    def normal(generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    return DenoisingDraws(
+        targets=draw_positions(normal, generators),
+        times=draw_positions(lambda generator: draw_times(shape[:2], generator), generators),
+        noise=draw_positions(normal, generators),
+    )
 
 
 class AdaptiveBlock(nn.Module):

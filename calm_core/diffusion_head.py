@@ -1,13 +1,14 @@
 """The diffusion head: a denoiser that predicts noise and variance, run backwards (paper, section 3, "other heads")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from calm_core.autoencoder import Posterior
-from calm_core.denoiser import Denoiser, denoiser_weights
+from calm_core.denoiser import Denoiser, DenoisingDraws, denoiser_weights, draw_denoising
 from calm_core.diffusion import cosine_schedule, diffuse_back, diffusion_loss, respaced
 from calm_core.head import HeadLoss, HeadObjective
 
@@ -33,14 +34,6 @@ class DiffusionHeadConfig:
         return denoiser_weights(self.blocks, hidden_size, latent_size, 2 * latent_size, self.sampling_steps)
 
 
-class DiffusionDraws(NamedTuple):
-    """``targets``, ``noise`` [N, P, latent] standard normal, ``times`` [N, P] uniform over the training steps."""
-
-    targets: Tensor
-    times: Tensor
-    noise: Tensor
-
-
 class DiffusionHead(nn.Module):
     """Hidden states [..., hidden] and noise [steps + 1, ..., latent] -> latents [..., latent]; see ``head.Head``."""
 
@@ -54,16 +47,22 @@ class DiffusionHead(nn.Module):
     def zero_output(self) -> None:
         self.denoiser.zero_output()
 
-    def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> DiffusionDraws:
-        shape, device = (objective.samples, positions), generator.device
-        return DiffusionDraws(
-            targets=torch.randn(*shape, self.latent_size, generator=generator, device=device),
-            times=torch.randint(self.config.training_steps, shape, generator=generator, device=device),
-            noise=torch.randn(*shape, self.latent_size, generator=generator, device=device),
-        )
+    def training_draws(
+        self,
+        positions: int,
+        objective: HeadObjective,
+        generator: torch.Generator,
+        sequences: Sequence[torch.Generator] = (),
+    ) -> DenoisingDraws:
+        """``times`` are uniform over the training steps."""
+
+        def draw_times(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+            return torch.randint(self.config.training_steps, shape, generator=generator, device=generator.device)
+
+        return draw_denoising((objective.samples, positions, self.latent_size), draw_times, sequences or (generator,))
 
     def loss(
-        self, hidden_states: Tensor, posterior: Posterior, draws: DiffusionDraws, objective: HeadObjective
+        self, hidden_states: Tensor, posterior: Posterior, draws: DenoisingDraws, objective: HeadObjective
     ) -> HeadLoss:
         condition = self.denoiser.condition(hidden_states)
         noise_error, bound = diffusion_loss(

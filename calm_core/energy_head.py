@@ -7,6 +7,7 @@ Notable:
 - about 10 % of a model's parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from calm_core.autoencoder import Posterior
 from calm_core.energy_score import energy_score, energy_score_of_normal
-from calm_core.head import HeadLoss, HeadObjective
+from calm_core.head import HeadLoss, HeadObjective, draw_positions
 from calm_core.layers import NORM_EPSILON
 
 
@@ -91,15 +92,22 @@ class EnergyHead(nn.Module):
         for parameter in self.output[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> EnergyDraws:
-        def normal(*shape: int) -> Tensor:
+    def training_draws(
+        self,
+        positions: int,
+        objective: HeadObjective,
+        generator: torch.Generator,
+        sequences: Sequence[torch.Generator] = (),
+    ) -> EnergyDraws:
+        def normal(generator: torch.Generator, *shape: int) -> Tensor:
             return torch.randn(*shape, self.latent_size, generator=generator, device=generator.device)
 
         scored = objective.scored_targets if objective.spaces else 0
+        by_position = sequences or (generator,)
         return EnergyDraws(
-            self.sampling_draws((objective.samples, positions), generator),
-            normal(objective.target_samples // 2),
-            normal(scored, positions),
+            draw_positions(lambda one: self.sampling_draws((objective.samples, positions), one), by_position),
+            normal(generator, objective.target_samples // 2),
+            draw_positions(lambda one: normal(one, scored, positions), by_position),
         )
 
     def loss(

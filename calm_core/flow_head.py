@@ -1,13 +1,14 @@
 """The flow-matching head: a denoiser's velocity, followed from noise to a latent (paper, section 3, "other heads")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from calm_core.autoencoder import Posterior
-from calm_core.denoiser import Denoiser, denoiser_weights
+from calm_core.denoiser import Denoiser, DenoisingDraws, denoiser_weights, draw_denoising
 from calm_core.flow_matching import CALLS, Solver, flow_loss, integrate
 from calm_core.head import HeadLoss, HeadObjective
 
@@ -31,14 +32,6 @@ class FlowHeadConfig:
         return denoiser_weights(self.blocks, hidden_size, latent_size, latent_size, self.steps * CALLS[self.solver])
 
 
-class FlowDraws(NamedTuple):
-    """``targets`` [N, P, latent] and ``noise`` [N, P, latent] standard normal, ``times`` [N, P] uniform in [0, 1)."""
-
-    targets: Tensor
-    times: Tensor
-    noise: Tensor
-
-
 class FlowHead(nn.Module):
     """Hidden states [..., hidden] and starting points [..., latent] -> latents [..., latent]; see ``head.Head``."""
 
@@ -50,15 +43,23 @@ class FlowHead(nn.Module):
     def zero_output(self) -> None:
         self.denoiser.zero_output()
 
-    def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> FlowDraws:
-        shape, device = (objective.samples, positions), generator.device
-        return FlowDraws(
-            targets=torch.randn(*shape, self.latent_size, generator=generator, device=device),
-            times=torch.rand(shape, generator=generator, device=device),
-            noise=torch.randn(*shape, self.latent_size, generator=generator, device=device),
-        )
+    def training_draws(
+        self,
+        positions: int,
+        objective: HeadObjective,
+        generator: torch.Generator,
+        sequences: Sequence[torch.Generator] = (),
+    ) -> DenoisingDraws:
+        """``times`` are uniform in [0, 1)."""
 
-    def loss(self, hidden_states: Tensor, posterior: Posterior, draws: FlowDraws, objective: HeadObjective) -> HeadLoss:
+        def draw_times(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+            return torch.rand(shape, generator=generator, device=generator.device)
+
+        return draw_denoising((objective.samples, positions, self.latent_size), draw_times, sequences or (generator,))
+
+    def loss(
+        self, hidden_states: Tensor, posterior: Posterior, draws: DenoisingDraws, objective: HeadObjective
+    ) -> HeadLoss:
         condition = self.denoiser.condition(hidden_states)
         data = posterior.sample(draws.targets)
         error = flow_loss(lambda x, times: self.denoiser(x, times, condition), data, draws.times, draws.noise).mean()

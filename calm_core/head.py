@@ -5,7 +5,7 @@ Three heads keep to this interface: energy (``energy_head``), diffusion (``diffu
 or recorded elsewhere, so that a head is a pure function of its arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -47,8 +47,18 @@ class Head(Protocol):
     def zero_output(self) -> None:
         """Prepare fresh weights: the last linear starts at zero."""
 
-    def training_draws(self, positions: int, objective: HeadObjective, generator: torch.Generator) -> Any:
-        """The random tensors that ``loss`` needs for P = ``positions``, a NamedTuple of the head's own."""
+    def training_draws(
+        self,
+        positions: int,
+        objective: HeadObjective,
+        generator: torch.Generator,
+        sequences: Sequence[torch.Generator] = (),
+    ) -> Any:
+        """The random tensors that ``loss`` needs for P = ``positions``, a NamedTuple of the head's own.
+
+        What belongs to a position comes from ``generator`` too or, where ``sequences`` are given, from the one of its
+        sequence: each then has ``positions`` positions, and P is that many times as large.
+        """
 
     def loss(self, hidden_states: Tensor, posterior: Posterior, draws: Any, objective: HeadObjective) -> HeadLoss:
         """Loss of hidden states [P, hidden] against the posterior [P, L] of the patch that follows each."""
@@ -58,6 +68,11 @@ class Head(Protocol):
 
     def sample(self, hidden_states: Tensor, draws: Tensor) -> Tensor:
         """Latents [*shape, L] float32; ``hidden_states`` [..., hidden] may lack leading dimensions of ``shape``."""
+
+
+def draw_positions(draw: Callable[[torch.Generator], Tensor], generators: Sequence[torch.Generator]) -> Tensor:
+    """What ``draw`` makes of each of ``generators``, [n, positions, ...], position after position."""
+    return torch.cat([draw(generator) for generator in generators], dim=1)
 
 
 class HeadConfig(Protocol):

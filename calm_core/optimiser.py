@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from calm_core.params import Training
+from calm_core.sharding import placed_like, whole
 
 # Coefficients of the quintic x -> a x + b x^3 + c x^5 that pushes singular values towards 1 (ibid.).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -52,10 +53,13 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                updates = orthogonalise(torch.stack([self._nesterov(p, group["momentum"]) for p in parameters]))
+                # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
+                directions = [whole(self._nesterov(p, group["momentum"])) for p in parameters]
+                updates = orthogonalise(torch.stack(directions)).unbind()
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                torch._foreach_add_(parameters, list(updates.unbind()), alpha=-scale)
+                placed = [placed_like(update, p) for update, p in zip(updates, parameters, strict=True)]
+                torch._foreach_add_(parameters, placed, alpha=-scale)
 
     def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
         gradient: Tensor = parameter.grad  # type: ignore[assignment]

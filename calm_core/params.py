@@ -28,6 +28,18 @@ class Runtime(Section):
 
     threads: Literal["auto"] | Positive
     precision: Literal["auto", "float32", "bfloat16"]
+    device: Literal["cpu", "cuda"]
+    launcher: Literal["none", "torchrun"]
+    processes: Positive
+    parallelism: Literal["ddp", "fsdp"]
+    gradient_accumulation: Positive
+    activation_checkpointing: bool
+
+    @model_validator(mode="after")
+    def _processes_are_launched(self) -> Self:
+        if self.launcher == "none" and self.processes > 1:
+            raise ValueError(f"processes is {self.processes} but launcher is none; set it to torchrun")
+        return self
 
 
 class Corpus(Section):
@@ -184,6 +196,20 @@ class Params(Section):
     transformer: Transformer
     evaluation: Evaluation
     report: Report
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        parts = self.runtime.processes * self.runtime.gradient_accumulation
+        for key, batch in (
+            ("autoencoder.batch_patches", self.autoencoder.batch_patches),
+            ("calm.batch_sequences", self.calm.batch_sequences),
+            ("transformer.batch_sequences", self.transformer.batch_sequences),
+        ):
+            if batch % parts:
+                raise ValueError(
+                    f"{key} {batch} is no multiple of {parts}, runtime.processes times runtime.gradient_accumulation"
+                )
+        return self
 
     @model_validator(mode="after")
     def _patches_fill_the_context(self) -> Self:

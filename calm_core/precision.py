@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from calm_core.ranks import processes_here
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -21,10 +23,13 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 def set_threads(threads: Literal["auto"] | int) -> int:
     """Let torch use ``threads`` CPU threads, or as many as this process may run on; returns the number.
 
+    Processes that torchrun started on one machine share its cores.
+
     Also lets the process keep the memory that it frees, see ``keep_freed_memory``.
     """
     keep_freed_memory()
-    count = len(os.sched_getaffinity(0)) if threads == "auto" else threads
+    cores = len(os.sched_getaffinity(0)) // processes_here()
+    count = max(1, cores) if threads == "auto" else threads
     torch.set_num_threads(count)
     return count
 

@@ -1,25 +1,31 @@
 """The training step and the loop around it, the same for all three models.
 
-What is trained, on what and with which loss comes in as one function of the step number, so that every
-draw can be a function of (seed, stage, step) alone. Weights and optimiser state are float32; matrix products
-run in bf16 where the machine is fast at it.
+What is trained, on what and with which loss comes in as one function of the step number and of rows of its batch, so
+that every draw can be a function of (seed, stage, step, row) alone: one process or several, one pass a step or several,
+see the same data and noise. Weights and optimiser state are float32; matrix products run in bf16 where the machine is
+fast at it.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from calm_core.checkpoints import Checkpoint, CheckpointStore, Curve
+from calm_core.errors import CalmError
 from calm_core.interruption import deferred_signals
 from calm_core.optimiser import build_optimisers, learning_rate_factor
+from calm_core.parallel import ParallelModel
 from calm_core.params import Runtime, Training
 from calm_core.precision import autocast
+from calm_core.processes import ALONE, Processes
 from calm_core.progress import progress
 from calm_core.randomness import generator
+from calm_core.sharding import whole
 from calm_core.training_health import Health
 from calm_core.training_state import restore_state, training_state
 
@@ -29,81 +35,128 @@ LOGGED_POINTS = 200
 NAMED_ITEMS = 8
 """How many items of a batch a message names."""
 
-Objective = Callable[[int], Mapping[str, Tensor]]
-"""From a step number to named scalars; "loss" is minimised, the others are logged beside it."""
+Objective = Callable[[int, range], Mapping[str, Tensor]]
+"""From a step number, and which rows of its batch, to named scalars, means over these rows.
+
+"loss" is minimised, the others are logged beside it.
+"""
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def train(
-    model: nn.Module,
+    model: Model,
     objective: Objective,
     training: Training,
     runtime: Runtime,
     name: str,
     log: Callable[[int, Mapping[str, float]], None],
-    tokens_per_step: int,
+    rows: int,
+    tokens_per_row: int,
+    *,
     observe: Callable[[], Mapping[str, float]] = dict,
-    after_step: Callable[[int], None] = lambda done: None,
+    keep: Callable[[int, Model], None] = lambda done, model: None,
+    keep_at: Collection[int] = (),
     checkpoints: CheckpointStore | None = None,
     batch_of: Callable[[int], str] = "batch {}".format,
-) -> None:
-    """Minimise ``objective`` over the parameters of ``model`` for ``training.steps`` steps.
+    processes: Processes = ALONE,
+) -> Model:
+    """Minimise ``objective`` over the parameters of ``model`` for ``training.steps`` steps; returns the trained model.
 
-    ``log`` receives, some 200 times, the number of steps done and the means of the named scalars since
-    the last time, beside what ``observe`` then sees; ``name`` and ``tokens_per_step`` are for the display.
-    ``after_step`` is called with the number of steps done after each of them. ``batch_of`` tells in words what a step
-    trains on.
+    A batch has ``rows`` rows of ``tokens_per_row`` tokens. ``processes`` share them, and each goes through its share in
+    ``runtime.gradient_accumulation`` passes.
+
+    ``log`` receives, some 200 times, the number of steps done and the means of the named scalars since the last time,
+    beside what ``observe`` then sees; ``keep`` the number of steps done and the model, at the steps ``keep_at``.
+    ``name`` is for the display, and ``batch_of`` tells in words what a step trains on.
 
     With ``checkpoints`` the training goes on after the last of them, hands ``log`` the points before it again, and ends
     with the same numbers as if it had never stopped; Ctrl-C and SIGTERM wait until the step at hand is saved.
 
+    The first process alone has ``checkpoints``, logs and keeps. Each returns the model, whole and on the CPU: ``model``
+    itself unless it was sharded.
+
     Raises:
         CalmError: loss or gradient of a step is not finite, or the loss leapt; no checkpoint is as late as that step.
+            Or ``rows`` cannot be divided into equal parts.
     """
+    passes = runtime.gradient_accumulation
+    if rows % (processes.count * passes):
+        raise CalmError(
+            f"{name}: a batch of {rows} is not divisible by {processes.count} processes times "
+            f"runtime.gradient_accumulation {passes}; change one of them"
+        )
+    share = processes.share(rows)
+    size = len(share) // passes
+    parts = [share[start : start + size] for start in range(0, len(share), size)]
+
+    parallel = ParallelModel(model, processes, runtime.parallelism, runtime.activation_checkpointing)
     optimisers = build_optimisers(model, training)
     peaks = [[group["lr"] for group in optimiser.param_groups] for optimiser in optimisers]
     every = max(1, training.steps // LOGGED_POINTS)
-    first, curve, sums = _go_on(checkpoints, model, optimisers)
-    if first:
-        print(f"{name}: goes on after step {first} of {training.steps}", file=sys.stderr, flush=True)
-    for done, values in curve:
-        log(done, values)
-    health = Health(name, batch_of, saved=first, first_loss=curve[0][1]["loss"] if curve else None)
+    resumable = processes.agreed(checkpoints is not None)
+    first, curve, sums = _go_on(checkpoints, model, optimisers, processes)
+    if processes.is_first:
+        if first:
+            print(f"{name}: goes on after step {first} of {training.steps}", file=sys.stderr, flush=True)
+        for done, values in curve:
+            log(done, values)
+    health = Health(name, batch_of, first, curve[0][1]["loss"] if curve else None, processes)
+    tokens_per_step = rows * tokens_per_row
     model.train()
     with (
-        deferred_signals() if checkpoints is not None else nullcontext(lambda: False) as asked_to_stop,
-        progress(name, training.steps * tokens_per_step, "tokens", first * tokens_per_step) as advance,
+        deferred_signals() if resumable else nullcontext(lambda: False) as asked_to_stop,
+        progress(name, training.steps * tokens_per_step, "tokens", first * tokens_per_step)
+        if processes.is_first
+        else nullcontext(lambda done, note: None) as advance,
     ):
         for step in range(first, training.steps):
             factor = learning_rate_factor(step, training)
             for optimiser, optimiser_peaks in zip(optimisers, peaks, strict=True):
                 for group, peak in zip(optimiser.param_groups, optimiser_peaks, strict=True):
                     group["lr"] = peak * factor
-            with autocast(runtime.precision, torch.device("cpu")):
-                losses = objective(step)
-            gradient_norm = training_step(model, optimisers, losses["loss"], training.gradient_clip)
-            health.observe(step, losses["loss"], gradient_norm)
-            for key, value in losses.items():
-                sums[key] = sums.get(key, 0) + value.detach()
+            means: dict[str, Tensor] = {}
+            for part in parts:
+                is_last = part is parts[-1]
+                with nullcontext() if is_last else parallel.without_averaging():
+                    with autocast(runtime.precision, processes.device):
+                        losses = parallel.run(partial(objective, step, part))
+                    loss = losses["loss"] / passes
+                    if not is_last:
+                        loss.backward()
+                for key, value in losses.items():
+                    means[key] = means.get(key, 0) + value.detach() / passes
+            gradient_norm = training_step(model, optimisers, loss, training.gradient_clip)
+            health.observe(step, means["loss"], gradient_norm)
+            for key, value in means.items():
+                sums[key] = sums.get(key, 0) + value
             done, note = step + 1, ""
             if done % every == 0 or done == training.steps:
                 health.require()
-                point = {key: value.item() / (step % every + 1) for key, value in sums.items()}
-                curve.append((done, {**point, **observe()}))
-                log(*curve[-1])
+                totals = {key: processes.mean(value) for key, value in sums.items()}
+                point = {key: value.item() / (step % every + 1) for key, value in totals.items()}
+                curve.append((done, {**point, **parallel.look(observe)}))
+                if processes.is_first:
+                    log(*curve[-1])
                 health.first_loss = curve[0][1]["loss"]
                 note, sums = f"loss {point['loss']:.4g}", {}
             advance(tokens_per_step, note)
-            after_step(done)
-            stop = asked_to_stop()
-            if checkpoints is not None and (stop or checkpoints.due() or done == training.steps):
+            if done in keep_at:
+                kept = parallel.whole()
+                if processes.is_first:
+                    keep(done, kept)
+            stop, due = processes.any([asked_to_stop(), checkpoints is not None and checkpoints.due()])
+            if resumable and (stop or due or done == training.steps):
                 health.require()
+                sums = {key: processes.mean(value) for key, value in sums.items()}
                 state = training_state(model, optimisers, sums)
                 health.require_finite(state.values(), done)
-                checkpoints.save(Checkpoint(done, state, curve))
+                if checkpoints is not None:
+                    checkpoints.save(Checkpoint(done, state, curve))
                 health.saved = done
             if stop:
                 break
-    model.eval()
+    return parallel.whole().cpu().eval()
 
 
 def training_step(
@@ -111,10 +164,10 @@ def training_step(
 ) -> Tensor:
     """Move the weights of ``model`` down the gradient of ``loss``, whose norm is clipped at ``gradient_clip``.
 
-    Returns the norm before it was clipped, a scalar.
+    Gradients of earlier passes are added. Returns the norm before it was clipped, a scalar.
     """
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), gradient_clip))
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad()
@@ -146,10 +199,15 @@ def described_batch(items: str, starts: Tensor) -> str:
 
 
 def _go_on(
-    checkpoints: CheckpointStore | None, model: nn.Module, optimisers: list[torch.optim.Optimizer]
+    checkpoints: CheckpointStore | None,
+    model: nn.Module,
+    optimisers: list[torch.optim.Optimizer],
+    processes: Processes,
 ) -> tuple[int, Curve, dict[str, Tensor]]:
     """Steps done, curve and sums so far, with ``model`` and ``optimisers`` as they were then."""
     found = checkpoints.latest() if checkpoints is not None else None
-    if found is None:
+    step, curve = processes.agreed((0, []) if found is None else (found.step, list(found.curve)))
+    if step == 0:
         return 0, [], {}
-    return found.step, list(found.curve), restore_state(found.tensors, model, optimisers)
+    tensors = processes.from_first(None if found is None else found.tensors)
+    return step, curve, restore_state(tensors, model, optimisers)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calm_core.errors import CalmError
+from calm_core.processes import ALONE, Processes
 
 LEAP = 10.0
 """How many times the loss of its first point a training's loss may reach.
@@ -24,11 +25,19 @@ class Health:
     """Watches the training ``name``; ``batch_of`` tells in words what a step trains on.
 
     ``saved`` is the number of steps after which the last checkpoint was written, 0 for none, and ``first_loss`` that of
-    the first point of the curve, None before it. Both are there to be set.
+    the first point of the curve, None before it. Both are there to be set. All ``processes`` look together, at the mean
+    over them, and find the same.
     """
 
-    def __init__(self, name: str, batch_of: Callable[[int], str], saved: int, first_loss: float | None) -> None:
-        self._name, self._batch_of = name, batch_of
+    def __init__(
+        self,
+        name: str,
+        batch_of: Callable[[int], str],
+        saved: int,
+        first_loss: float | None,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._name, self._batch_of, self._processes = name, batch_of, processes
         self.saved, self.first_loss = saved, first_loss
         self._unseen: list[tuple[int, Tensor]] = []
 
@@ -44,7 +53,7 @@ class Health:
         """
         if not self._unseen:
             return
-        rows = torch.stack([values for _, values in self._unseen]).tolist()
+        rows = self._processes.mean(torch.stack([values for _, values in self._unseen])).tolist()
         for (step, _), (loss, gradient_norm) in zip(self._unseen, rows, strict=True):
             if not isfinite(loss):
                 self._stop(step, f"the loss is {loss}")

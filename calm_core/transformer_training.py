@@ -7,6 +7,7 @@ from torch import Tensor
 from calm_core.checkpoints import CheckpointStore
 from calm_core.errors import CalmError
 from calm_core.params import Params
+from calm_core.processes import ALONE, Processes
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
 from calm_core.training import batch_indices, described_batch, train
@@ -22,8 +23,9 @@ def train_transformer(
     log: Callable[[int, Mapping[str, float]], None],
     keep: Callable[[int, Transformer], None],
     checkpoints: CheckpointStore | None = None,
+    processes: Processes = ALONE,
 ) -> Transformer:
-    """Train a Transformer on the training split ``tokens``; ``log`` and ``checkpoints`` as in ``training.train``.
+    """Train a Transformer on the training split ``tokens``; the other arguments as in ``training.train``.
 
     ``keep`` receives the number of steps done and the model ``params.transformer.checkpoints`` times, evenly spread,
     the end included; a training that goes on after a checkpoint does not hand over those before it again.
@@ -48,26 +50,22 @@ def train_transformer(
     def batch_of(step: int) -> str:
         return described_batch("sequences", sequence_starts(step))
 
-    def objective(step: int) -> Mapping[str, Tensor]:
-        return {"loss": next_token_loss(model, tokens.windows(sequence_starts(step), context + 1))}
+    def objective(step: int, rows: range) -> Mapping[str, Tensor]:
+        token_ids = tokens.windows(sequence_starts(step)[rows.start : rows.stop], context + 1)
+        return {"loss": next_token_loss(model, token_ids.to(processes.device))}
 
-    kept_steps = {section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints)}
-
-    def after_step(done: int) -> None:
-        if done in kept_steps:
-            keep(done, model)
-
-    tokens_per_step = section.batch_sequences * context
-    train(
+    return train(
         model,
         objective,
         section,
         params.runtime,
         "transformer",
         log,
-        tokens_per_step,
-        after_step=after_step,
+        section.batch_sequences,
+        context,
+        keep=keep,
+        keep_at={section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints)},
         checkpoints=checkpoints,
         batch_of=batch_of,
+        processes=processes,
     )
-    return model

@@ -1,7 +1,8 @@
 """Where an interrupted training is kept until it goes on: .checkpoints/STAGE-KEY.
 
 The key is made of all that dvc.yaml says the stage depends on, its code included, so that a training never goes on
-from the checkpoints of another: change a param and there are others, change it back and the first ones are used.
+from the checkpoints of another: change a param and there are others, change it back and the first ones are used. How
+many processes and threads work on it is left out: any number of them goes on from what any other saved.
 """
 
 import hashlib
@@ -23,8 +24,8 @@ from stages.running import CHECKPOINTS, FINISHED
 PIPELINE = Path("dvc.yaml")
 
 
-def checkpoints_of(stage: str, params: Params) -> CheckpointStore:
-    """The checkpoints of ``stage`` for what it depends on now."""
+def checkpoints_of(stage: str, params: Params, processes: int = 1) -> CheckpointStore:
+    """The checkpoints of ``stage`` for what it depends on now; ``processes`` work on it."""
     folder = CHECKPOINTS / f"{stage}-{_key(stage, params)}"
     others = [path for path in CHECKPOINTS.glob(f"{stage}-*") if path.is_dir() and path != folder]
     if others:
@@ -36,6 +37,8 @@ def checkpoints_of(stage: str, params: Params) -> CheckpointStore:
         "bfloat16": uses_bfloat16(params.runtime.precision, torch.device("cpu")),
         "processor": processor(),
         "torch": torch.__version__,
+        "processes": processes,
+        "device": params.runtime.device,
     }
     store = CheckpointStore(folder, stage, machine)
     (folder / FINISHED).unlink(missing_ok=True)
@@ -45,6 +48,7 @@ def checkpoints_of(stage: str, params: Params) -> CheckpointStore:
 def _key(stage: str, params: Params) -> str:
     declared = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
     values = params.model_dump()
+    values["runtime"] = values["runtime"]["precision"]
     depends = {
         "params": {section: values[section] for section in declared["params"]},
         "inputs": {path: _identity(Path(path)) for path in declared["deps"]},

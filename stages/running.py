@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 from calm_core.artefacts import write_json, write_text
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Params, load_params
+from calm_core.ranks import is_one_of_many, rank_in_environment
+from stages.launching import LOST_CONTACT, end_with_parent, launch, leave_to_launcher, lost_contact
 
 TIMINGS = Path("results/timings.json")
 """Seconds and rates of each stage when it last ran on this machine.
@@ -42,29 +44,59 @@ Measured = dict[str, float]
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def run_stage(name: str, work: Callable[[Params], Measured | None]) -> None:
+def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
     """Run ``work`` as the stage ``name`` and end the process: status 0, or another after one line on standard error.
 
     The status is 130 after Ctrl-C, 143 after SIGTERM, and 1 after a mistake in params or data, a disk that is full or
     cannot be written, or a lack of memory.
+
+    A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or has been by torchrun: then the
+    first process has the stage's lock and tells, the others leave what went wrong to whoever launched them.
     """
+    if is_one_of_many():
+        end_with_parent()
     _end_within_seconds(name)
+    try:
+        _run(name, work, by_processes)
+    except _Stopped as stopped:  # perhaps while another error was being told
+        if not is_one_of_many():  # whoever launched it tells
+            print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
+        sys.exit(128 + stopped.signal)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # this process is about to end anyway
+
+
+def _run(name: str, work: Callable[[Params], Measured | None], by_processes: bool) -> None:
     started = time.monotonic()
     try:
-        with _alone(name):
-            _remove_finished(name)
-            measured = work(load_params()) or {}
-            _record(name, time.monotonic() - started, measured)
+        params = load_params()
+        if by_processes and params.runtime.launcher == "torchrun" and not is_one_of_many():
+            launch(name, params.runtime.processes)
+        elif rank_in_environment() > 0:
+            work(params)
+        else:
+            with _alone(name):
+                _remove_finished(name)
+                measured = work(params) or {}
+                _record(name, time.monotonic() - started, measured)
     except CalmError as error:
-        sys.exit(f"{name}: {error}")
-    except _Stopped as stopped:
-        print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
-        sys.exit(128 + stopped.signal)
+        _fail(f"{name}: {error}")
     except Exception as error:
         reason = _machine_failure(error)
+        if reason is None and is_one_of_many() and lost_contact(error):
+            leave_to_launcher(f"{name}: {LOST_CONTACT}")
+            sys.exit(1)
         if reason is None:
             raise
-        sys.exit(f"{name}: {reason}, then run `dvc repro` again")
+        _fail(f"{name}: {reason}, then run `dvc repro` again")
+
+
+def _fail(line: str) -> NoReturn:
+    if rank_in_environment() > 0:
+        leave_to_launcher(line)
+        sys.exit(1)
+    sys.exit(line)
 
 
 class _Stopped(BaseException):

@@ -6,24 +6,24 @@ from calm_core.artefacts import write_json
 from calm_core.autoencoder_training import reconstruction, train_autoencoder
 from calm_core.model_files import count_parameters, save_model
 from calm_core.params import Params
-from calm_core.precision import set_threads
 from calm_core.provenance import require_intact
 from calm_core.token_files import TokenStream, vocabulary_size
 from calm_core.tokenizer import load_tokenizer
-from stages.checkpointing import checkpoints_of, finished
-from stages.curves import training_curves
+from stages.checkpointing import finished
 from stages.running import Measured, run_stage
+from stages.training_run import training_run
 
 TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 
 
 def main(params: Params) -> Measured:
     """Train, measure on the held-out split, write."""
-    set_threads(params.runtime.threads)
     require_intact(TOKENS)
-    checkpoints = checkpoints_of("train_autoencoder", params)
-    with training_curves(Path("results/training/autoencoder")) as log:
-        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), log, checkpoints)
+    with training_run("train_autoencoder", params, Path("results/training/autoencoder")) as run:
+        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), *run)
+    checkpoints = run.checkpoints
+    if checkpoints is None:
+        return {}
     seconds = checkpoints.seconds
     quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
@@ -33,4 +33,4 @@ def main(params: Params) -> Measured:
 
 
 if __name__ == "__main__":
-    run_stage("train_autoencoder", main)
+    run_stage("train_autoencoder", main, by_processes=True)

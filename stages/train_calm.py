@@ -7,12 +7,11 @@ from calm_core.calm_training import train_calm
 from calm_core.latent_files import LatentCorpus
 from calm_core.model_files import AUTOENCODER, load_model, load_model_tokenizer, save_model
 from calm_core.params import Params
-from calm_core.precision import set_threads
 from calm_core.provenance import require_intact, require_latents_of, require_tokenizer_of
 from calm_core.token_files import TokenStream
-from stages.checkpointing import checkpoints_of, finished
-from stages.curves import training_curves
+from stages.checkpointing import finished
 from stages.running import Measured, run_stage
+from stages.training_run import training_run
 
 TOKENS, LATENTS = Path("data/tokens"), Path("data/latents")
 TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
@@ -20,16 +19,17 @@ TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
 
 def main(params: Params) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
-    set_threads(params.runtime.threads)
     require_intact(TOKENS)
     require_intact(LATENTS)
     require_latents_of(LATENTS, TRAINED, TOKENS)
     require_tokenizer_of(TRAINED, TOKENS)
     tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS)
     autoencoder = load_model(Autoencoder, AutoencoderConfig, TRAINED)
-    checkpoints = checkpoints_of("train_calm", params)
-    with training_curves(Path("results/training/calm")) as log:
-        model = train_calm(params, tokens, latents, autoencoder, log, checkpoints)
+    with training_run("train_calm", params, Path("results/training/calm")) as run:
+        model = train_calm(params, tokens, latents, autoencoder, *run)
+    checkpoints = run.checkpoints
+    if checkpoints is None:
+        return {}
     seconds = checkpoints.seconds
     tokenizer = load_model_tokenizer(TRAINED)
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
@@ -39,4 +39,4 @@ def main(params: Params) -> Measured:
 
 
 if __name__ == "__main__":
-    run_stage("train_calm", main)
+    run_stage("train_calm", main, by_processes=True)

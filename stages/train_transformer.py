@@ -6,32 +6,33 @@ from pathlib import Path
 from calm_core.artefacts import whole_directory
 from calm_core.model_files import save_model
 from calm_core.params import Params
-from calm_core.precision import set_threads
 from calm_core.provenance import require_intact
 from calm_core.token_files import TokenStream, vocabulary_size
 from calm_core.tokenizer import load_tokenizer
 from calm_core.transformer import Transformer
 from calm_core.transformer_training import train_transformer
-from stages.checkpointing import checkpoints_of, finished
-from stages.curves import training_curves
+from stages.checkpointing import finished
 from stages.running import Measured, run_stage
+from stages.training_run import training_run
 
 TOKENS = Path("data/tokens")
 
 
 def main(params: Params) -> Measured:
     """Train and write."""
-    set_threads(params.runtime.threads)
     context = params.transformer.context_tokens
     require_intact(TOKENS)
-    checkpoints = checkpoints_of("train_transformer", params)
+    with training_run("train_transformer", params, Path("results/training/transformer")) as run:
+        checkpoints = run.checkpoints
 
-    def keep(step: int, model: Transformer) -> None:
-        save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
+        def keep(step: int, model: Transformer) -> None:
+            assert checkpoints is not None
+            save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
 
-    tokens = TokenStream(TOKENS, "train")
-    with training_curves(Path("results/training/transformer")) as log:
-        model = train_transformer(params, tokens, vocabulary_size(TOKENS), log, keep, checkpoints)
+        tokens = TokenStream(TOKENS, "train")
+        model = train_transformer(params, tokens, vocabulary_size(TOKENS), run.log, keep, checkpoints, run.processes)
+    if checkpoints is None:
+        return {}
     seconds = checkpoints.seconds
     with whole_directory(Path("models/transformer_checkpoints")) as folder:
         shutil.copytree(checkpoints.kept_files, folder, dirs_exist_ok=True)
@@ -41,4 +42,4 @@ def main(params: Params) -> Measured:
 
 
 if __name__ == "__main__":
-    run_stage("train_transformer", main)
+    run_stage("train_transformer", main, by_processes=True)

@@ -11,9 +11,10 @@ from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.backbone import BackboneConfig
 from calm_core.calm import AnyHeadConfig, Calm, CalmConfig
 from calm_core.continuations import calm_continuations
-from calm_core.diffusion_head import DiffusionDraws, DiffusionHead, DiffusionHeadConfig
+from calm_core.denoiser import DenoisingDraws
+from calm_core.diffusion_head import DiffusionHead, DiffusionHeadConfig
 from calm_core.energy_head import EnergyHead, EnergyHeadConfig
-from calm_core.flow_head import FlowDraws, FlowHead, FlowHeadConfig
+from calm_core.flow_head import FlowHead, FlowHeadConfig
 from calm_core.head import HeadObjective
 from calm_core.layers import initialise
 from calm_core.model_files import load_model, save_model
@@ -91,11 +92,11 @@ def test_a_fresh_head_does_not_look_at_hidden_states(config: AnyHeadConfig) -> N
         assert torch.equal(first, torch.zeros(4, 3, LATENT))
     elif isinstance(head, FlowHead):
         assert torch.equal(first, draws)
-        assert isinstance(training_draws, FlowDraws)
+        assert isinstance(training_draws, DenoisingDraws)
         data = posterior_of(3).sample(training_draws.targets)
         torch.testing.assert_close(loss.total, (data - training_draws.noise).square().mean())
     else:
-        assert isinstance(training_draws, DiffusionDraws)
+        assert isinstance(training_draws, DenoisingDraws)
         torch.testing.assert_close(loss.terms["noise_error"], training_draws.noise.square().mean())
 
 

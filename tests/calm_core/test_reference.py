@@ -12,9 +12,8 @@ from torch import Tensor
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior, clipped_kl
 from calm_core.brier import brier_from_samples
 from calm_core.calm import Calm, CalmConfig
-from calm_core.diffusion_head import DiffusionDraws
+from calm_core.denoiser import DenoisingDraws
 from calm_core.energy_score import energy_score
-from calm_core.flow_head import FlowDraws
 from calm_core.head import HeadObjective
 from calm_core.model_files import AUTOENCODER, load_model
 from calm_core.reference_checkpoint import import_checkpoint
@@ -113,9 +112,9 @@ def test_training_loss(calm: Calm, autoencoder: Autoencoder, expected: dict[str,
         return
     draws: Any
     if kind == "diffusion":
-        draws = DiffusionDraws(first, second.view(shape[:2]), rest[0].view(shape))
+        draws = DenoisingDraws(first, second.view(shape[:2]), rest[0].view(shape))
     else:
-        draws = FlowDraws(first, second.view(shape[:2]), rest[0].view(shape))
+        draws = DenoisingDraws(first, second.view(shape[:2]), rest[0].view(shape))
     loss = calm.head.loss(hidden_states, posterior, draws, OBJECTIVE)
     close(loss.total, expected[f"{kind}.train_loss"])
 

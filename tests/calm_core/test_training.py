@@ -107,8 +107,8 @@ def run(params: Params, loss_at: Any, steps: int) -> tuple[nn.Linear, list[tuple
             parameter.fill_(0.5)
     section = params.calm.model_copy(update={"steps": steps, "warmup_steps": 0, "optimiser": "adamw"})
     logged: list[tuple[int, dict[str, float]]] = []
-    train(model, lambda step: loss_at(model, step), section, params.runtime, "test",
-          lambda step, values: logged.append((step, dict(values))), 1)  # fmt: skip
+    train(model, lambda step, rows: loss_at(model, step), section, params.runtime, "test",
+          lambda step, values: logged.append((step, dict(values))), 1, 1)  # fmt: skip
     return model, logged
 
 

@@ -15,6 +15,7 @@ import torch
 import calm_core.training
 import stages.running
 from calm_core.checkpoints import CheckpointStore
+from calm_core.token_files import TokenStream
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
 """What Python tells its audit hooks of files: each is a moment at which a process can die."""
@@ -90,6 +91,18 @@ def out_of_memory_at_step(number: int) -> None:
         torch.zeros(1 << 28)
 
     at_step(number, act)
+
+
+def record_windows(path: Path) -> None:
+    """Write to ``path`` where the windows of tokens begin that this process reads, a line each."""
+    original = TokenStream.windows
+
+    def windows(self: TokenStream, starts: torch.Tensor, length: int) -> torch.Tensor:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{start}\n" for start in starts.tolist())
+        return original(self, starts, length)
+
+    TokenStream.windows = windows  # type: ignore[method-assign]
 
 
 def stuck_at_step(number: int, which: signal.Signals) -> None:

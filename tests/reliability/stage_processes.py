@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ OUTPUTS = {
     ]
     for name, found in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items()
 }
+BY_PROCESSES = ("train_autoencoder", "encode_corpus", "train_calm", "train_transformer")
 PERSISTENT = ("check_params", "tokenise", "encode_corpus")
 """Stages whose outputs DVC leaves where they are before it runs them."""
 
@@ -53,7 +55,7 @@ def make_project(folder: Path) -> Path:
     (folder / "corpus.txt").write_text("\n".join(documents), encoding="utf-8")
     with contextlib.chdir(ROOT):
         params = load_preset("smoke").model_dump()
-    params["runtime"] = {"threads": 1, "precision": "float32"}
+    params["runtime"].update(threads=1, precision="float32")
     params["corpus"].update(source="files", paths=["corpus.txt"], text_unit="line", documents=None)
     params["tokenizer"].update(vocabulary_size=300)
     params["autoencoder"].update(batch_patches=16)
@@ -70,16 +72,37 @@ def run_stage_process(folder: Path, stage: str, *faults: Fault) -> Ended:
 
     Outputs are removed before as DVC does.
     """
+    (ended,) = run_stage_processes(folder, stage, [faults])
+    return ended
+
+
+def run_stage_processes(folder: Path, stage: str, faults: Sequence[Sequence[Fault]]) -> list[Ended]:
+    """The same in as many processes as there are lists of ``faults``, each told by its environment which it is.
+
+    They are started as torchrun's agent would start them, but nobody ends the others when one ends.
+    """
     if stage not in PERSISTENT:
         remove_outputs(folder, stage)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.reliability.preloaded"])
-    with tempfile.NamedTemporaryFile() as told:
-        process = context.Process(target=_work, args=(folder, stage, Path(told.name), faults))
-        process.start()
-        process.join()
-        assert process.exitcode is not None
-        return Ended(process.exitcode, Path(told.name).read_text(encoding="utf-8"))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(faults))}
+    with contextlib.ExitStack() as stack:
+        running = []
+        for rank, own in enumerate(faults):
+            told = Path(stack.enter_context(tempfile.NamedTemporaryFile()).name)
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if len(faults) > 1 else {}
+            process = context.Process(target=_work, args=(folder, stage, told, tuple(own), environment))
+            process.start()
+            running.append((process, told))
+        for process, _ in running:
+            process.join()
+        return [Ended(int(process.exitcode or 0), told.read_text(encoding="utf-8")) for process, told in running]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def run_stages(folder: Path, *stages: str) -> None:
@@ -104,15 +127,28 @@ def fingerprint(folder: Path, stage: str) -> dict[str, str]:
     return {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
-def _work(folder: Path, stage: str, told: Path, faults: tuple[Fault, ...]) -> None:
+def _work(folder: Path, stage: str, told: Path, faults: tuple[Fault, ...], environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
     descriptor = os.open(told, os.O_WRONLY | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False, buffering=1) for number in (1, 2))
     for fault in faults:
         fault()
-    importlib.import_module("stages.running").run_stage(stage, importlib.import_module(f"stages.{stage}").main)
+    by_processes = stage in BY_PROCESSES
+    importlib.import_module("stages.running").run_stage(
+        stage, importlib.import_module(f"stages.{stage}").main, by_processes
+    )
 
 
-__all__ = ["STAGES", "Ended", "fingerprint", "make_project", "remove_outputs", "run_stage_process", "run_stages"]
+__all__ = [
+    "STAGES",
+    "Ended",
+    "fingerprint",
+    "make_project",
+    "remove_outputs",
+    "run_stage_process",
+    "run_stage_processes",
+    "run_stages",
+]

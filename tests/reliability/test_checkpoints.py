@@ -181,7 +181,7 @@ def run(
     section = params.calm.model_copy(update={"steps": STEPS, "warmup_steps": 10, "optimiser": optimiser})
     curve: list[tuple[int, dict[str, float]]] = []
 
-    def objective(step: int) -> dict[str, Tensor]:
+    def objective(step: int, rows: range) -> dict[str, Tensor]:
         if step == stop_at:
             raise InterruptedError
         data = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
@@ -197,6 +197,7 @@ def run(
             params.runtime,
             "test",
             lambda done, values: curve.append((done, dict(values))),
+            1,
             1,
             checkpoints=store,
             batch_of="rows {}".format,
