@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,9 @@ from calm_core.params import Runtime
 from calm_core.ranks import is_one_of_many
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for others that live, as for one that prepares what all need; gloo notices dead ones."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def joined(runtime: Runtime) -> Iterator[Processes]:
     # After a restart torchrun's store still has the addresses of processes that are gone.
     store, rank, count = next(rendezvous("env://"))
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield Processes(rank, count, device)
     finally:

@@ -15,6 +15,7 @@ import torch
 import calm_core.training
 import stages.running
 from calm_core.checkpoints import CheckpointStore
+from calm_core.parallel import ParallelModel
 from calm_core.token_files import TokenStream
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
@@ -52,16 +53,14 @@ def at_step(number: int, act: Callable[[], None]) -> None:
 
 
 def loss_at_step(number: int, factor: float) -> None:
-    """The loss of step ``number`` is multiplied by ``factor``."""
-    original, steps = calm_core.training.training_step, itertools.count(1)
+    """The loss of step ``number`` is multiplied by ``factor``, and its gradient with it."""
+    original, steps = ParallelModel.run, itertools.count(1)
 
-    def training_step(model: Any, optimisers: Any, loss: torch.Tensor, clip: float) -> torch.Tensor:
-        if next(steps) == number:
-            loss.data.mul_(factor)
-            loss = loss * factor  # for the gradient
-        return original(model, optimisers, loss, clip)
+    def run(self: ParallelModel[Any], work: Callable[[], Any]) -> Any:
+        losses = original(self, work)
+        return {**losses, "loss": losses["loss"] * factor} if next(steps) == number else losses
 
-    calm_core.training.training_step = training_step
+    ParallelModel.run = run  # type: ignore[method-assign]
 
 
 def kill_in_file_above(size: int) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from calm_core.processes import Processes
 from calm_core.training import batch_indices
-from tests.reliability.faults import kill_at_step, record_windows, save_every_step
+from tests.reliability.faults import kill_at_step, loss_at_step, record_windows, save_every_step
 from tests.reliability.stage_processes import ROOT, Ended, Fault, run_stage_process, run_stage_processes
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
@@ -168,6 +168,17 @@ def test_a_batch_that_cannot_be_shared_is_refused(project: Path) -> None:
     )
 
 
+def test_a_bad_loss_of_one_process_stops_all_at_the_same_step(project: Path) -> None:
+    bad: list[Fault] = [save_every_step, partial(loss_at_step, 6, float("nan"))]
+    ended = run_stage_processes(project, "train_transformer", [[save_every_step], bad])
+    assert [one.status for one in ended] == [1, 1]
+    assert "transformer: the loss is nan at step 6 (sequences from tokens " in ended[0].told
+    assert "the checkpoint after step 5 is kept" in ended[0].told
+    ended = run_stage_processes(project, "train_transformer", [(), ()])
+    assert_done(ended)
+    assert "goes on after step 5" in ended[0].told
+
+
 # From here on torchrun itself starts the processes.
 
 FAULTY = """
@@ -248,7 +259,7 @@ def test_a_mistake_that_one_process_alone_sees_is_told(project: Path, launched: 
     assert "Traceback" not in told
 
 
-@pytest.mark.parametrize(("which", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("which", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_launcher_leaves_no_process(project: Path, launched: Any, which: signal.Signals, status: int) -> None:
     """The signal comes from one of the processes, in the middle of its step 6."""
     set_params(project, runtime={"launcher": "torchrun", "processes": 2})
