@@ -36,6 +36,9 @@ PERSISTENT = ("check_params", "tokenise", "encode_corpus")
 """Stages whose outputs DVC leaves where they are before it runs them."""
 
 
+DATA_STAGES = ("tokenise", "encode_corpus")
+
+
 class Ended(NamedTuple):
     """How a process ended: its status, or minus the signal that killed it; and what it wrote to standard error."""
 
@@ -115,4 +118,13 @@ def _work(folder: Path, stage: str, told: Path, faults: tuple[Fault, ...]) -> No
     importlib.import_module("stages.running").run_stage(stage, importlib.import_module(f"stages.{stage}").main)
 
 
-__all__ = ["STAGES", "Ended", "fingerprint", "make_project", "remove_outputs", "run_stage_process", "run_stages"]
+__all__ = [
+    "DATA_STAGES",
+    "STAGES",
+    "Ended",
+    "fingerprint",
+    "make_project",
+    "remove_outputs",
+    "run_stage_process",
+    "run_stages",
+]
