@@ -1,10 +1,9 @@
 """A corpus twenty times as large as the memory that tokenising and encoding may take for it.
 
 What is in memory at a time is a matter of constants (a batch of documents, the 10 MB that `datasets` reads of a file, a
-partition of patches): they are set a hundredth as large here, and so are the limit and the corpus. A first run over a
-small corpus lets every library load, start its threads and fill its pools; from then on the process may have
-a few MB of data more. Whoever holds the texts, the token ids, the patches, their numbers or the posteriors of
-the corpus all at once exceeds them.
+partition of patches): they are made small here, and so are the limit and the corpus. A first run over a small corpus
+lets every library load and start its threads; from then on the process may have a few MB of data more. Whoever holds
+the texts, the token ids, the patches, their numbers or the posteriors of the corpus all at once exceeds them.
 """
 
 import functools
