@@ -1,7 +1,7 @@
 """Checkpoints of a training that is under way: a process that is killed loses the steps since the last one, no more.
 
 They lie outside the artefacts, since DVC deletes a stage's outputs before it runs, in a folder that belongs to one
-training alone: same params, same inputs, same code (stages/checkpointing.py names it). A checkpoint is one
+training alone: same params, same inputs, same code (stages/interrupted.py names it). A checkpoint is one
 safetensors file whose name ends in the SHA-256 of its content, so that a single rename publishes both and
 any damage shows when it is read. The last two are kept.
 """

@@ -3,6 +3,9 @@
 Whatever the source, it is read as a stream, files and datasets by `datasets`: a corpus need not fit in
 memory, only its longest document. A document belongs to the validation split by a hash of its text alone: it
 never moves between splits, whatever else is added, and a text that occurs twice stays on one side.
+
+A stream goes on from any document: files before it are not opened again, and the text between a mark shortly before
+it and itself is read but not yielded. Only botocore's documentation is read from its beginning, to know copies.
 """
 
 import bz2
@@ -11,10 +14,12 @@ import glob
 import gzip
 import hashlib
 import lzma
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import botocore
 import datasets
@@ -26,6 +31,9 @@ from calm_core.params import Corpus
 BATCH_ROWS = 64
 """Rows of a dataset that are in memory together, apart from the 10 MB that `datasets` reads of a text or JSON file."""
 
+MARK_DOCUMENTS = 4096
+"""How many documents lie at least between two places that a stream can be opened at."""
+
 _FORMATS = {
     ".txt": "text", ".text": "text", ".md": "text",
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
@@ -34,23 +42,66 @@ _FORMATS = {
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 
 
-def documents(corpus: Corpus) -> Iterator[str]:
-    """Yield the texts of ``corpus`` in their order, empty ones left out, at most ``corpus.documents`` of them.
+class Mark(NamedTuple):
+    """A place that a stream can be opened at: before document number ``documents``, with a file or dataset in hand."""
 
-    Raises:
-        CalmError: a file is missing, of an unknown format, not UTF-8 or damaged; a dataset or a field cannot be found;
-            there is no text at all.
+    documents: int = 0
+    group: int = 0
+    """Which group of files of one format is being read."""
+    state: dict[str, Any] | None = None
+    """What `datasets` needs to go on in it; plain JSON."""
+
+
+class Place(NamedTuple):
+    """Where a stream goes on: before document number ``documents``, which is the mark's or a later one."""
+
+    documents: int = 0
+    mark: Mark = Mark()
+
+
+class Documents:
+    """The texts of a corpus in their order, empty ones left out, at most ``corpus.documents``, from ``start`` on.
+
+    Iterating raises CalmError: a file is missing, of an unknown format, not UTF-8 or damaged; a dataset or a field
+    cannot be found; there is no text at all.
     """
-    count = 0
-    for text in _texts(corpus):
-        if not text or text.isspace():
-            continue
-        yield text
-        count += 1
-        if count == corpus.documents:
+
+    def __init__(self, corpus: Corpus, start: Place = Place()) -> None:  # noqa: B008 - a tuple of constants
+        self._corpus, self._start = corpus, start
+        self._marks = deque([start.mark])
+        self._read = start.mark.documents
+
+    def __iter__(self) -> Iterator[str]:
+        if self._start.documents == self._corpus.documents:
             return
-    if count == 0:
-        raise CalmError(f"the corpus holds no text: {describe(corpus)['source']}")
+        for text in _texts(self._corpus, self._start.mark, self._table_is_read):
+            if not text or text.isspace():
+                continue
+            self._read += 1
+            if self._read > self._start.documents:
+                yield text
+            if self._read == self._corpus.documents:
+                return
+        if self._read == 0:
+            raise CalmError(f"the corpus holds no text: {describe(self._corpus)['source']}")
+
+    def place(self, documents: int) -> Place:
+        """Where to go on before document number ``documents``, which is read already; later calls ask for later ones.
+
+        Documents are numbered from 0 at the beginning of the corpus, wherever this stream starts.
+        """
+        while len(self._marks) > 1 and self._marks[1].documents <= documents:
+            self._marks.popleft()
+        return Place(documents, self._marks[0])
+
+    def _table_is_read(self, group: int, state: Callable[[], dict[str, Any]]) -> None:
+        if self._read >= self._marks[-1].documents + MARK_DOCUMENTS:
+            self._marks.append(Mark(self._read, group, state()))
+
+
+def documents(corpus: Corpus) -> Iterator[str]:
+    """Yield the texts of ``corpus``, as ``Documents`` does, from the first on."""
+    return iter(Documents(corpus))
 
 
 def describe(corpus: Corpus) -> dict[str, str]:
@@ -69,7 +120,20 @@ def is_validation(text: str, validation_percent: float) -> bool:
     return fraction < validation_percent / 100
 
 
-def _texts(corpus: Corpus) -> Iterator[str]:
+_TableIsRead = Callable[[int, Callable[[], dict[str, Any]]], None]
+"""Called with the number of the group of files and a way to ask for the state of its dataset."""
+
+
+def source_files(corpus: Corpus) -> list[Path]:
+    """The files on this machine that ``corpus`` is read from; none if it comes from elsewhere or is installed."""
+    if corpus.source == "files":
+        return [path for pattern in corpus.paths for path in _expand(pattern)]
+    if corpus.source == "huggingface" and Path(corpus.dataset).is_dir():
+        return _expand(corpus.dataset)
+    return []
+
+
+def _texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iterator[str]:
     if corpus.source == "botocore":
         if botocore.__version__ != corpus.botocore_version:
             raise CalmError(
@@ -78,9 +142,10 @@ def _texts(corpus: Corpus) -> Iterator[str]:
             )
         yield from (document["text"] for document in botocore_documents())
     elif corpus.source == "files":
-        yield from _file_texts(corpus)
+        yield from _file_texts(corpus, mark, table_is_read)
     else:
-        yield from _field(_open_dataset(corpus), corpus.text_field, corpus.dataset)
+        opened = _open_dataset(corpus)
+        yield from _field(opened, corpus.text_field, corpus.dataset, mark.state, partial(table_is_read, 0))
 
 
 def _open_dataset(corpus: Corpus) -> Any:
@@ -91,16 +156,19 @@ def _open_dataset(corpus: Corpus) -> Any:
         raise CalmError(f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}") from None
 
 
-def _file_texts(corpus: Corpus) -> Iterator[str]:
-    paths = [path for pattern in corpus.paths for path in _expand(pattern)]
-    for kind, group in groupby(paths, key=_format):
+def _file_texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iterator[str]:
+    for number, (kind, group) in enumerate(groupby(source_files(corpus), key=_format)):
         files = [str(path) for path in group]
+        if number < mark.group:
+            continue
+        state = mark.state if number == mark.group else None
         options: dict[str, Any] = {"sample_by": corpus.text_unit} if kind == "text" else {}
         field = "text" if kind == "text" else corpus.text_field
         try:
             opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
-            yield from _field(opened, field, files[0] if len(files) == 1 else f"{files[0]} and others")
-        except CalmError:
+            name = files[0] if len(files) == 1 else f"{files[0]} and others"
+            yield from _field(opened, field, name, state, partial(table_is_read, number))
+        except (CalmError, MemoryError):
             raise
         except Exception as error:
             for path in map(Path, files):
@@ -127,9 +195,18 @@ def _format(path: Path) -> str:
     return kind
 
 
-def _field(dataset: Any, field: str, name: str) -> Iterator[str]:
+def _field(
+    dataset: Any,
+    field: str,
+    name: str,
+    state: dict[str, Any] | None,
+    table_is_read: Callable[[Callable[[], dict[str, Any]]], None],
+) -> Iterator[str]:
     # Arrow tables of a few rows: one row at a time, datasets takes longer than the tokenizer does for a short text.
-    for table in dataset.with_format("arrow").iter(BATCH_ROWS):
+    tables = dataset.with_format("arrow")
+    if state is not None:
+        tables.load_state_dict(state)
+    for table in tables.iter(BATCH_ROWS):
         if field not in table.column_names:
             raise CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(table.column_names)}")
         for value in table[field].to_pylist():
@@ -137,6 +214,7 @@ def _field(dataset: Any, field: str, name: str) -> Iterator[str]:
                 kind = type(value).__name__
                 raise CalmError(f"{name}: field {field!r} holds {kind}, not text; change corpus.text_field")
             yield value
+        table_is_read(tables.state_dict)
 
 
 def _require_readable_text(path: Path) -> None:

@@ -25,10 +25,15 @@ def latent_bytes(distinct: int, patches: int, latent_size: int) -> int:
     return distinct * 2 * latent_size * BYTES_PER_NUMBER + patches * _index_dtype(distinct).itemsize
 
 
+def shard_name(shard: int) -> str:
+    """File name of shard number ``shard`` of the posteriors."""
+    return f"posteriors-{shard:05d}.safetensors"
+
+
 def posterior_shard(shard: int, patches: int, latent_size: int, folder: Path) -> TensorFile:
     """Shard number ``shard`` of the posteriors: ``mean`` and ``log_std`` [patches, latent], to be filled."""
     shape = (np.float16, (patches, latent_size))
-    return TensorFile(folder / f"posteriors-{shard:05d}.safetensors", {"mean": shape, "log_std": shape})
+    return TensorFile(folder / shard_name(shard), {"mean": shape, "log_std": shape})
 
 
 def save_index(pieces: Iterable[np.ndarray], patches: int, distinct: int, folder: Path) -> None:

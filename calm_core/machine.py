@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from calm_core.precision import has_bfloat16
+from calm_core.precision import Precision, has_bfloat16, uses_bfloat16
 
 PACKAGES = ("torch", "datasets", "tokenizers", "polars", "safetensors", "pydantic", "dvc", "dvclive", "botocore")
 
@@ -22,6 +22,16 @@ def describe_machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "git revision": _git_revision(),
+    }
+
+
+def numerics(precision: Precision) -> dict[str, str | int | bool]:
+    """What the last digits of a computation on the CPU depend on beside params, inputs and code; plain JSON."""
+    return {
+        "threads": torch.get_num_threads(),
+        "bfloat16": uses_bfloat16(precision, torch.device("cpu")),
+        "processor": processor(),
+        "torch": torch.__version__,
     }
 
 

@@ -1,7 +1,7 @@
-"""Safetensors files larger than memory: shapes first, then rows, a few at a time and in any order.
+"""Safetensors files larger than memory: written shapes first, then rows, a few at a time and in any order; and mapped.
 
 The bytes are those that safetensors itself writes for the same tensors, but `save_file` wants each of them whole.
-Nothing is mapped into memory: what a file holds costs no more of it than the rows that are read or written together.
+A file that is being written is not mapped: it costs no more memory than the rows that are read or written together.
 """
 
 import json
@@ -11,11 +11,35 @@ from typing import Self
 
 import numpy as np
 import numpy.typing
+from safetensors import safe_open
 
 Shape = tuple[np.typing.DTypeLike, tuple[int, ...]]
 """What numbers a tensor holds, and its shape."""
 
 _DTYPES = {"uint16": "U16", "int32": "I32", "int64": "I64", "float16": "F16"}
+_NAMES = {code: name for name, code in _DTYPES.items()}
+
+
+def map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of the file at ``path``, which this module wrote, read from the disk where they are looked at.
+
+    Mapped for reading alone. Libraries map a file so that it could be written to, which counts as memory of the process
+    for as much as the file is long, whatever is looked at: under a limit, that is all that a corpus may have.
+
+    Raises:
+        FileNotFoundError or SafetensorError: the file is missing or damaged.
+    """
+    with safe_open(path, framework="np"):  # looks at the header, and whether the file is as long as it says
+        pass
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    data = np.asarray(np.memmap(path, np.uint8, mode="r", offset=0))[8 + length :]
+    return {
+        name: data[slice(*tensor["data_offsets"])].view(_NAMES[tensor["dtype"]]).reshape(tensor["shape"])
+        for name, tensor in header.items()
+        if name != "__metadata__"
+    }
 
 
 class TensorFile:

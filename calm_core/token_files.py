@@ -8,7 +8,8 @@ a split larger than memory reads like a small one.
 import bisect
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from calm_core.artefacts import read_json
 from calm_core.errors import CalmError
-from calm_core.tensor_files import Shape, TensorFile
+from calm_core.tensor_files import Shape, TensorFile, map_tensors
 
 SHARD_TOKENS = 1 << 24
 COPIED_TOKENS = 1 << 20
@@ -32,17 +33,25 @@ DESCRIPTION = "description.json"
 class TokenWriter:
     """Writes documents of one split to ``folder``/``split``-NNNNN.safetensors.
 
-    Token ids wait on disk for their shard to be full; memory holds eight bytes a document of it.
+    Token ids wait on disk for their shard to be full; memory holds eight bytes a document of it. ``shards``,
+    ``documents`` and ``tokens`` are what the split has already.
     """
 
-    def __init__(self, folder: Path, split: str, vocabulary_size: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, vocabulary_size: int, shards: int = 0, documents: int = 0, tokens: int = 0
+    ) -> None:
         self._folder, self._split = folder, split
         self._dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
         self._pending = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the writer
         self._ends = array("q")
-        self._written = 0
+        self._written = tokens
         self.paths: list[Path] = []
-        self.tokens = self.documents = 0
+        self.shards, self.documents, self.tokens = shards, documents, tokens
+
+    @property
+    def room(self) -> int:
+        """How many tokens fill the shard that is being written."""
+        return self._written + SHARD_TOKENS - self.tokens
 
     def write(self, token_ids: Sequence[int] | np.ndarray) -> None:
         """Add one document, its end-of-text token included."""
@@ -53,7 +62,7 @@ class TokenWriter:
         ends = lengths.cumsum()
         while len(ends):
             # A shard ends with the document that fills it.
-            room = self._written + SHARD_TOKENS - self.tokens
+            room = self.room
             count = min(int(np.searchsorted(ends, room)) + 1, len(ends))
             tokens = int(ends[count - 1])
             self._pending.write(token_ids[:tokens].astype(self._dtype).data)
@@ -68,7 +77,7 @@ class TokenWriter:
         """Write what is pending as one shard."""
         if not self._ends:
             return
-        path = self._folder / f"{self._split}-{len(self.paths):05d}.safetensors"
+        path = self._folder / f"{self._split}-{self.shards:05d}.safetensors"
         count = self.tokens - self._written
         shapes: dict[str, Shape] = {
             "token_ids": (self._dtype, (count,)),
@@ -84,16 +93,17 @@ class TokenWriter:
         self._pending.truncate()
         self._ends, self._written = array("q"), self.tokens
         self.paths.append(path)
+        self.shards += 1
 
 
 class TokenStream:
     """The token ids of one split as a single sequence, read from memory-mapped shards."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        shards = [read_tensors(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
+        shards = [_mapped(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
         if not shards:
             raise CalmError(f"{folder} holds no {split} tokens; `dvc repro tokenise` makes them")
-        self._shards = [shard["token_ids"].numpy() for shard in shards]
+        self._shards = [shard["token_ids"] for shard in shards]
         self._ends = [shard["document_ends"] for shard in shards]
         self._starts = np.cumsum([0, *map(len, self._shards)])
 
@@ -103,7 +113,7 @@ class TokenStream:
     @cached_property
     def document_ends(self) -> Tensor:
         """Position after each document's end-of-text token, [documents] int64."""
-        return torch.cat(self._ends)
+        return torch.from_numpy(np.concatenate(self._ends))
 
     def slice(self, start: int, length: int) -> Tensor:
         """Token ids [length] int64 from position ``start`` on; must lie inside the split."""
@@ -137,7 +147,18 @@ def vocabulary_size(folder: Path) -> int:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; raises CalmError where it is missing or damaged."""
-    try:
+    with _told(path):
         return load_file(path)
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    with _told(path):
+        return map_tensors(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (FileNotFoundError, SafetensorError) as error:
         raise CalmError(f"{path} is missing or damaged ({error}); delete it and run `dvc repro`") from None

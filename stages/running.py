@@ -30,10 +30,10 @@ The report shows it from a script beside it, results/timings.js, if that is ther
 """
 
 CHECKPOINTS = Path(".checkpoints")
-"""Interrupted trainings (``checkpointing``), and a lock for each stage; no output of any stage."""
+"""Interrupted work (``interrupted``), and a lock for each stage; no output of any stage."""
 
 FINISHED = "finished"
-"""The file in a folder of checkpoints that says that the outputs of the training are written."""
+"""The file in a folder of interrupted work that says that the outputs of the stage are written."""
 
 GRACE_SECONDS = 4.0
 """How long after Ctrl-C or SIGTERM a stage may still be at work."""
@@ -151,7 +151,7 @@ def _alone(name: str) -> Iterator[None]:
 
 
 def _remove_finished(name: str) -> None:
-    """Remove the checkpoints of trainings whose outputs are written, since DVC, going on to this stage, has them.
+    """Remove the interrupted work of stages whose outputs are written, since DVC, going on to this stage, has them.
 
     Those of this stage stay: if it runs again then DVC could not keep its outputs, for lack of room for instance.
     """

@@ -1,19 +1,36 @@
 """Stage tokenise: the corpus -> data/tokens."""
 
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from calm_core.artefacts import whole_directory
+from calm_core.corpus import source_files
+from calm_core.finished_files import FinishedFiles
 from calm_core.params import Params
 from calm_core.tokenising import tokenise
+from stages.interrupted import folder_of, mark_finished
 from stages.running import run_stage
 
 
 def main(params: Params) -> None:
     """Write tokenizer, token shards and their description."""
+    kept = FinishedFiles(folder_of("tokenise", params, _inputs(params)), "tokenise")
     with whole_directory(Path("data/tokens")) as folder:
-        splits = tokenise(params, folder)["splits"]
+        splits = tokenise(params, folder, kept)["splits"]
+    mark_finished(kept.folder)
     for split, counts in splits.items():
         print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+
+
+def _inputs(params: Params) -> dict[str, Any]:
+    """What DVC does not look at: files that changed since the stage was interrupted, and the libraries that read."""
+    tokenizer = [Path(params.tokenizer.path)] if params.tokenizer.path else []
+    files = [path for path in source_files(params.corpus) + tokenizer if path.is_file()]
+    return {
+        "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "libraries": {name: version(name) for name in ("datasets", "tokenizers")},
+    }
 
 
 if __name__ == "__main__":

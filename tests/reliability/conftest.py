@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.stage_processes import STAGES, make_project, run_stages
+from tests.reliability.faults import small_shards
+from tests.reliability.stage_processes import DATA_STAGES, STAGES, make_project, run_stage_process, run_stages
 
 
 @pytest.fixture(scope="session")
@@ -12,6 +13,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_project(tmp_path_factory.mktemp("finished") / "project")
     run_stages(folder, *STAGES)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_in_shards(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with tokens and latents in a dozen shards; not to be changed."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("finished") / "in_shards")
+    for stage in DATA_STAGES:
+        ended = run_stage_process(folder, stage, small_shards)
+        assert ended.status == 0, ended.told
+    shutil.rmtree(folder / ".checkpoints")
+    return Path(folder)
+
+
+@pytest.fixture()
+def in_shards(finished_in_shards: Path, tmp_path: Path) -> Path:
+    """A copy of that, free to break."""
+    return Path(shutil.copytree(finished_in_shards, tmp_path / "in_shards"))
 
 
 @pytest.fixture()

@@ -1,7 +1,10 @@
 """Faults that strike a stage's process at a chosen moment, by count and never by time."""
 
+import ctypes
+import gc
 import itertools
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,19 +15,34 @@ from typing import Any
 
 import torch
 
+import calm_core.encoding
+import calm_core.latent_files
+import calm_core.token_files
+import calm_core.tokenising
 import calm_core.training
 import stages.running
 from calm_core.checkpoints import CheckpointStore
 from calm_core.parallel import ParallelModel
 from calm_core.token_files import TokenStream
 
-FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
+FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
 """What Python tells its audit hooks of files: each is a moment at which a process can die."""
+
+
+SHARD = re.compile(r"-\d{5}\.safetensors$")
+"""How the name of a shard ends."""
 
 
 def save_every_step() -> None:
     """A checkpoint after each step."""
     CheckpointStore.due = lambda self: True  # type: ignore[method-assign]
+
+
+def small_shards() -> None:
+    """Shards so small that the project's corpus fills a dozen."""
+    calm_core.token_files.SHARD_TOKENS = 10_000
+    calm_core.tokenising.BATCH_DOCUMENTS = 32
+    calm_core.encoding.SHARD_PATCHES = calm_core.latent_files.SHARD_PATCHES = 600
 
 
 def die() -> None:
@@ -82,6 +100,20 @@ def limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
+def limit_data(extra: int) -> None:
+    """No more than ``extra`` bytes of data beside what the process has already: memory that only swapping frees.
+
+    Files that are mapped for reading do not count, since the system drops their pages whenever it wants them, nor do
+    addresses that an allocator reserves without using them; both count towards the limit of ``limit_memory``. What is
+    free inside the process is given back first, or it would be room beside ``extra``.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
+    size = int(line.split()[1]) * 1024 + extra
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
 def out_of_memory_at_step(number: int) -> None:
     """A step asks for a gigabyte when the process may not have it."""
 
@@ -128,17 +160,48 @@ def remount(folder: Path, how: str) -> None:
 
 def kill_at_file_event(number: int) -> None:
     """SIGKILL just before the operation on files that ``count_file_events`` would count as ``number`` (from 1)."""
+    at_file_event(number, die)
+
+
+def signal_at_file_event(number: int, which: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM at the same moment."""
+    at_file_event(number, lambda: os.kill(os.getpid(), which))
+
+
+def at_file_event(number: int, act: Callable[[], None]) -> None:
     events = itertools.count(1)
-    _on_file_event(lambda: die() if next(events) == number else None)
+    _on_file_event(lambda event, path: act() if next(events) == number else None)
+
+
+def kill_at_shard(number: int) -> None:
+    """SIGKILL just before shard ``number`` (from 1, those of both splits together) is opened for writing."""
+    shards = itertools.count(1)
+
+    def act(event: str, path: str) -> None:
+        if event == "open" and SHARD.search(path) and next(shards) == number:
+            die()
+
+    _on_file_event(act)
 
 
 def count_file_events(path: Path) -> None:
     """Write to ``path``, a byte each, the operations on the project's files: opening, renaming, removing."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    _on_file_event(lambda: os.write(descriptor, b"."))
+    _on_file_event(lambda event, path: os.write(descriptor, b"."))
 
 
-def _on_file_event(act: Callable[[], Any]) -> None:
+def name_written_files(path: Path) -> None:
+    """Write to ``path``, a line each, the names of the project's files that are opened for writing."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def write(event: str, path: str) -> None:
+        if event == "open":
+            os.write(descriptor, f"{Path(path).name}\n".encode())
+
+    _on_file_event(write)
+
+
+def _on_file_event(act: Callable[[str, str], Any]) -> None:
     root = str(Path.cwd())
     written = os.O_WRONLY | os.O_RDWR
 
@@ -147,6 +210,6 @@ def _on_file_event(act: Callable[[], Any]) -> None:
             return
         path = os.path.join(root, os.fsdecode(arguments[0]))  # noqa: PTH118
         if path.startswith(f"{root}/") and (event != "open" or arguments[2] & written):
-            act()
+            act(event, path)
 
     sys.addaudithook(hook)

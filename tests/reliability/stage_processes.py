@@ -38,6 +38,9 @@ PERSISTENT = ("check_params", "tokenise", "encode_corpus")
 """Stages whose outputs DVC leaves where they are before it runs them."""
 
 
+DATA_STAGES = ("tokenise", "encode_corpus")
+
+
 class Ended(NamedTuple):
     """How a process ended: its status, or minus the signal that killed it; and what it wrote to standard error."""
 
@@ -143,6 +146,7 @@ def _work(folder: Path, stage: str, told: Path, faults: tuple[Fault, ...], envir
 
 
 __all__ = [
+    "DATA_STAGES",
     "STAGES",
     "Ended",
     "fingerprint",

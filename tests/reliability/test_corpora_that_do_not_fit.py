@@ -1,0 +1,130 @@
+"""A corpus twenty times as large as the memory that tokenising and encoding may take for it.
+
+What is in memory at a time is a matter of constants (a batch of documents, the 10 MB that `datasets` reads of a file, a
+partition of patches): they are made small here, and so are the limit and the corpus. A first run over a small corpus
+lets every library load and start its threads; from then on the process may have a few MB of data more. Whoever holds
+the texts, the token ids, the patches, their numbers or the posteriors of the corpus all at once exceeds them.
+"""
+
+import functools
+import gzip
+import multiprocessing
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import torch
+
+import calm_core.encoding
+import calm_core.latent_files
+import calm_core.patch_index
+import calm_core.token_files
+import calm_core.tokenising
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig
+from calm_core.encoding import encode_corpus
+from calm_core.finished_files import FinishedFiles
+from calm_core.params import Params
+from calm_core.presets import load_preset
+from calm_core.token_files import TokenStream, TokenWriter
+from calm_core.tokenising import tokenise
+from tests.reliability.faults import limit_data
+
+TIMES = 20
+"""How many times the memory the corpus is large."""
+TO_TOKENISE, TO_ENCODE = 2 << 20, 6 << 20
+"""Bytes of data beside what the process has after the first corpus."""
+PATCH_SIZE, DISTINCT = 64, 100_000
+
+
+def in_a_process(work: Callable[[Path], None], folder: Path) -> None:
+    """Run ``work`` on ``folder`` in a process of its own, which must end well."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.reliability.preloaded"])
+    process = context.Process(target=work, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def small_constants() -> None:
+    # What takes memory by the megabyte, whatever it needs: Arrow's own pool, and a pool for each thread of polars.
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    datasets.load_dataset = functools.partial(datasets.load_dataset, chunksize=1 << 16)
+    calm_core.tokenising.BATCH_CHARACTERS = 1 << 16
+    calm_core.token_files.SHARD_TOKENS = 1 << 19
+    calm_core.token_files.COPIED_TOKENS = 1 << 14
+    calm_core.patch_index.CHUNK_PATCHES = calm_core.patch_index.PARTITION_PATCHES = 1 << 11
+    calm_core.encoding.ENCODING_BATCH = 1 << 9
+    calm_core.encoding.SHARD_PATCHES = calm_core.latent_files.SHARD_PATCHES = 1 << 15
+
+
+def corpus(params: Params, path: Path, characters: int) -> tuple[Params, int]:
+    """A compressed file of at least so many ``characters``, a document a line; and how many documents it holds."""
+    draws = random.Random(0)
+    # Few and long words make quick work for a tokenizer, and still a token each.
+    words = ["".join(draws.choices("abcdefghijklmnop", k=3)) * 7 for _ in range(60)]
+    lines = "".join(" ".join(draws.choices(words, k=60)) + "\n" for _ in range(500))
+    times = -(-characters // len(lines))
+    path.write_bytes(gzip.compress(lines.encode()) * times)
+    source: dict[str, Any] = {"source": "files", "paths": [str(path)], "text_unit": "line", "documents": None}
+    return params.model_copy(update={"corpus": params.corpus.model_copy(update=source)}), 500 * times
+
+
+def tokenise_within(folder: Path) -> None:
+    small_constants()
+    params = load_preset("smoke")
+    params = params.model_copy(update={"tokenizer": params.tokenizer.model_copy(update={"vocabulary_size": 800})})
+    for name, characters in (("first", 3 << 20), ("large", TIMES * TO_TOKENISE)):
+        path = folder / name
+        path.mkdir()
+        reading, documents = corpus(params, folder / f"{name}.txt.gz", characters)
+        if name == "large":
+            limit_data(TO_TOKENISE)
+        splits = tokenise(reading, path, FinishedFiles(folder / f"{name} kept", "test"))["splits"]
+        assert sum(split["documents"] for split in splits.values()) == documents
+        assert sum(split["characters"] for split in splits.values()) >= characters - documents
+    assert len(splits["train"]["sha256"]) > 3
+    assert len(TokenStream(path, "train")) == splits["train"]["tokens"] > TO_TOKENISE // 4
+
+
+def write_tokens(folder: Path, size: int) -> None:
+    """Tokens of ``size`` bytes, patches that repeat themselves."""
+    draws = np.random.default_rng(0)
+    patches = draws.integers(0, 1000, (DISTINCT, PATCH_SIZE)).astype(np.uint16)
+    writer = TokenWriter(folder, "train", 1000)
+    while writer.tokens * 2 < size:
+        token_ids = patches[draws.integers(0, DISTINCT, 2048)].ravel()
+        writer.write_documents(token_ids, np.full(64, len(token_ids) // 64))
+    writer.flush()
+
+
+def encode_within(folder: Path) -> None:
+    small_constants()
+    model = Autoencoder(AutoencoderConfig(1000, PATCH_SIZE, 8, 12, 16))
+    model.initialise(torch.Generator().manual_seed(0))
+    model.eval().requires_grad_(False)
+    for name in ("first", "large"):
+        path, tokens = folder / name, TokenStream(folder / name, "train")
+        if name == "large":
+            limit_data(TO_ENCODE)
+        counts = encode_corpus(model, tokens, path, "float32", FinishedFiles(folder / f"{name} kept", "test"))
+        assert counts.patches == len(tokens) // PATCH_SIZE
+    assert 2 * PATCH_SIZE * counts.patches >= TIMES * TO_ENCODE
+    assert 0.95 * DISTINCT < counts.distinct <= DISTINCT
+
+
+def test_tokenising(tmp_path: Path) -> None:
+    in_a_process(tokenise_within, tmp_path)
+
+
+def test_encoding(tmp_path: Path) -> None:
+    for name, size in (("first", 8 << 20), ("large", TIMES * TO_ENCODE)):
+        (tmp_path / name).mkdir()
+        write_tokens(tmp_path / name, size)
+    in_a_process(encode_within, tmp_path)
