@@ -5,6 +5,7 @@ shard of posteriors is a piece of work of its own: those that are there already,
 """
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ from calm_core.artefacts import require_disk_space
 from calm_core.autoencoder import Autoencoder
 from calm_core.finished_files import FinishedFiles
 from calm_core.latent_files import SHARD_PATCHES, latent_bytes, posterior_shard, save_index, shard_name
-from calm_core.patch_index import PatchIndex, scratch_bytes
+from calm_core.patch_index import PatchIndex, map_distinct_patches, scratch_bytes
 from calm_core.precision import Precision, autocast
-from calm_core.progress import Advance, progress
+from calm_core.processes import ALONE, Processes
+from calm_core.progress import progress
 from calm_core.token_files import TokenStream
 
 ENCODING_BATCH = 4096
@@ -33,11 +35,17 @@ class EncodedCorpus(NamedTuple):
 
 @torch.no_grad()
 def encode_corpus(
-    model: Autoencoder, tokens: TokenStream, folder: Path, precision: Precision, kept: FinishedFiles | None = None
+    model: Autoencoder,
+    tokens: TokenStream,
+    folder: Path,
+    precision: Precision,
+    kept: FinishedFiles | None = None,
+    processes: Processes = ALONE,
 ) -> EncodedCorpus:
     """Write the latents of ``tokens`` into ``folder``, as ``latent_files`` describes them, in bounded memory.
 
-    It goes on from the shards that an earlier, interrupted call with the same model and tokens left in ``kept``.
+    It goes on from the shards that an earlier, interrupted call with the same model and tokens left in ``kept``. The
+    other ``processes``, which need ``kept``, call ``help_to_encode``.
 
     Raises:
         CalmError: the file system has not enough room for them.
@@ -55,33 +63,66 @@ def encode_corpus(
         require_disk_space(folder, latent_bytes(index.distinct, patches, latent_size) - there, "the latents")
         if digests:
             kept.tell(f"goes on after {len(digests)} of {shards} shards")
-        done = sum(min(SHARD_PATCHES, index.distinct - shard * SHARD_PATCHES) for shard in digests)
-        with progress("encode corpus", index.distinct, "patches", done) as advance, kept.scratch() as fresh:
-            missing = [shard for shard in range(shards) if shard not in digests]
-            with autocast(precision, torch.device("cpu")):
-                token_states = _token_states(model)
-                for shard in missing:
-                    _encode_shard(model, token_states, index, shard, fresh, advance)
-                    digests[shard] = kept.keep(fresh / shard_name(shard))
-        for shard, digest in digests.items():
+        missing = [shard for shard in range(shards) if shard not in digests]
+        work = processes.agreed(_Work(index.path, index.distinct, missing))
+        digests |= _encode_share(model, work, precision, kept, processes)
+        processes.wait_for_all()
+        for shard in range(shards):
+            digest = digests.get(shard) or kept.find(shard_name(shard))
+            assert digest is not None
             kept.put(shard_name(shard), digest, folder)
         save_index(index.numbers(), patches, index.distinct, folder)
         return EncodedCorpus(patches, index.distinct)
 
 
-def _encode_shard(
-    model: Autoencoder, token_states: Tensor, index: PatchIndex, shard: int, folder: Path, advance: Advance
-) -> None:
-    """Write shard number ``shard`` of the posteriors into ``folder``."""
-    start = shard * SHARD_PATCHES
-    count = min(SHARD_PATCHES, index.distinct - start)
-    with posterior_shard(shard, count, model.config.latent_size, folder) as file:
-        for row in range(0, count, ENCODING_BATCH):
-            batch = index.distinct_patches(start + row, min(ENCODING_BATCH, count - row))
-            posterior = model.encoder.posterior(F.embedding(batch, token_states))
-            file.write("mean", row, posterior.mean.half().numpy())
-            file.write("log_std", row, posterior.log_std.half().numpy())
-            advance(len(batch))
+@torch.no_grad()
+def help_to_encode(model: Autoencoder, precision: Precision, kept: FinishedFiles, processes: Processes) -> None:
+    """Encode this process's share of what the first of ``processes`` has ``encode_corpus`` do."""
+    work = processes.agreed(_Work(Path(), 0, []))
+    _encode_share(model, work, precision, kept, processes)
+    processes.wait_for_all()
+
+
+class _Work(NamedTuple):
+    """Which shards are to be encoded, and the file of all ``distinct`` patches."""
+
+    patches: Path
+    distinct: int
+    shards: list[int]
+
+
+def _encode_share(
+    model: Autoencoder, work: _Work, precision: Precision, kept: FinishedFiles, processes: Processes
+) -> dict[int, str]:
+    """Encode and keep every ``processes.count``-th shard of ``work``; SHA-256 by shard."""
+    shards = work.shards[processes.rank :: processes.count]
+    total = sum(len(_rows(shard, work.distinct)) for shard in shards)
+    digests = {}
+    with (
+        progress("encode corpus", total, "patches")
+        if processes.is_first
+        else nullcontext(lambda done: None) as advance,
+        kept.scratch(processes.rank) as fresh,
+        autocast(precision, torch.device("cpu")),
+    ):
+        patches, token_states = map_distinct_patches(work.patches), _token_states(model)
+        for shard in shards:
+            rows = _rows(shard, work.distinct)
+            with posterior_shard(shard, len(rows), model.config.latent_size, fresh) as file:
+                for first in range(0, len(rows), ENCODING_BATCH):
+                    part = rows[first : first + ENCODING_BATCH]
+                    batch = patches[part.start : part.stop].copy()
+                    posterior = model.encoder.posterior(F.embedding(torch.from_numpy(batch).long(), token_states))
+                    file.write("mean", first, posterior.mean.half().numpy())
+                    file.write("log_std", first, posterior.log_std.half().numpy())
+                    advance(len(batch))
+            digests[shard] = kept.keep(fresh / shard_name(shard))
+    return digests
+
+
+def _rows(shard: int, distinct: int) -> range:
+    """Which of the ``distinct`` patches shard number ``shard`` holds."""
+    return range(shard * SHARD_PATCHES, min((shard + 1) * SHARD_PATCHES, distinct))
 
 
 def _token_states(model: Autoencoder) -> Tensor:

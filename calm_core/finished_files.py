@@ -22,9 +22,9 @@ class FinishedFiles:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self._name = folder, name
 
-    def scratch(self) -> AbstractContextManager[Path]:
-        """An empty folder for files that are not finished yet; whatever is left in it goes at the end."""
-        return scratch_folder(self.folder)
+    def scratch(self, process: int = 0) -> AbstractContextManager[Path]:
+        """An empty folder for files that ``process`` has not finished; whatever is left in it goes at the end."""
+        return scratch_folder(self.folder / f"process-{process}")
 
     def keep(self, path: Path) -> str:
         """Move the whole file at ``path``, in the scratch folder, to the finished ones; returns its SHA-256.

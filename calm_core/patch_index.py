@@ -11,10 +11,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from calm_core.patches import distinct_patches
-from calm_core.tensor_files import Shape, TensorFile
+from calm_core.tensor_files import Shape, TensorFile, map_tensors
 from calm_core.token_files import TokenStream
 
 CHUNK_PATCHES = 1 << 18
@@ -51,7 +50,8 @@ class PatchIndex:
             # The distinct patches of all.
             "distinct": (np.int32, (self.patches, patch_size)),
         }
-        self._file = TensorFile(scratch / "patches.safetensors", columns)
+        self.path = scratch / "patches.safetensors"
+        self._file = TensorFile(self.path, columns)
         counts = sum((chunk.counts for chunk in self._chunks()), start=np.zeros(self._partitions, np.int64))
         self._starts = np.cumsum([0, *counts])
         self._deal()
@@ -59,10 +59,11 @@ class PatchIndex:
         self._number_distinct()
         for partition, size in enumerate(sizes):
             self._number_all(partition, size)
+        self._file.flush()
 
-    def distinct_patches(self, start: int, count: int) -> Tensor:
-        """Token ids [count, K] int64 of the distinct patches from number ``start`` on."""
-        return torch.from_numpy(self._file.read("distinct", start, count).astype(np.int64))
+    def distinct_patches(self) -> np.ndarray:
+        """Token ids [distinct, K] int32, mapped; ``path`` lets another process map them too."""
+        return map_distinct_patches(self.path)[: self.distinct]
 
     def numbers(self) -> Iterator[np.ndarray]:
         """The number of each patch of the stream, in pieces [patches] int64."""
@@ -142,6 +143,11 @@ class PatchIndex:
         parts = [self._file.read("number", int(cursors[p]), int(counts[p])) for p in np.flatnonzero(counts)]
         cursors += counts
         return np.concatenate(parts)
+
+
+def map_distinct_patches(path: Path) -> np.ndarray:
+    """The distinct patches [.., K] int32 of the ``PatchIndex`` whose file is ``path``, before rows that mean nothing."""
+    return map_tensors(path)["distinct"]
 
 
 class _Chunk(NamedTuple):

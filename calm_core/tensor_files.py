@@ -76,6 +76,10 @@ class TensorFile:
         self._file.readinto(values.data)
         return values
 
+    def flush(self) -> None:
+        """Have what is written in the file, for whoever maps it."""
+        self._file.flush()
+
     def close(self) -> None:
         """Finish the file."""
         self._file.close()

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from calm_core.artefacts import whole_directory
 from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.encoding import encode_corpus
+from calm_core.encoding import encode_corpus, help_to_encode
 from calm_core.finished_files import FinishedFiles
 from calm_core.machine import numerics
 from calm_core.model_files import load_model
 from calm_core.params import Params
 from calm_core.precision import set_threads
+from calm_core.processes import joined
 from calm_core.provenance import describe_latents, require_intact, require_tokenizer_of
 from calm_core.token_files import TokenStream
 from stages.interrupted import folder_of, mark_finished
@@ -24,15 +25,18 @@ def main(params: Params) -> None:
     require_intact(TOKENS)
     require_tokenizer_of(TRAINED, TOKENS)
     model = load_model(Autoencoder, AutoencoderConfig, TRAINED)
-    tokens = TokenStream(TOKENS, "train")
     precision = params.runtime.precision
     kept = FinishedFiles(folder_of("encode_corpus", params, numerics(precision)), "encode_corpus")
-    with whole_directory(Path("data/latents")) as folder:
-        counts = encode_corpus(model, tokens, folder, precision, kept)
-        describe_latents(folder, TRAINED, TOKENS, counts._asdict())
+    with joined(params.runtime) as processes:
+        if not processes.is_first:
+            help_to_encode(model, precision, kept, processes)
+            return
+        with whole_directory(Path("data/latents")) as folder:
+            counts = encode_corpus(model, TokenStream(TOKENS, "train"), folder, precision, kept, processes)
+            describe_latents(folder, TRAINED, TOKENS, counts._asdict())
     mark_finished(kept.folder)
     print(f"{counts.patches:,} patches, {counts.distinct:,} distinct ({counts.distinct / counts.patches:.1%})")
 
 
 if __name__ == "__main__":
-    run_stage("encode_corpus", main)
+    run_stage("encode_corpus", main, by_processes=True)

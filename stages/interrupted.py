@@ -15,6 +15,7 @@ import yaml
 
 from calm_core.artefacts import sha256
 from calm_core.params import Params
+from calm_core.ranks import rank_in_environment
 from calm_core.token_files import DESCRIPTION
 from stages.running import CHECKPOINTS, FINISHED
 
@@ -25,7 +26,7 @@ def folder_of(stage: str, params: Params, others: Any = None) -> Path:
     """The folder for what ``stage`` depends on now: by dvc.yaml, and on ``others``, plain JSON."""
     folder = CHECKPOINTS / f"{stage}-{_key(stage, params, others)}"
     foreign = [path for path in CHECKPOINTS.glob(f"{stage}-*") if path.is_dir() and path != folder]
-    if foreign:
+    if foreign and rank_in_environment() == 0:
         size = sum(path.stat().st_size for other in foreign for path in other.rglob("*") if path.is_file())
         told = f"{len(foreign)} interrupted with other params, code or inputs, {size / 1e6:,.0f} MB"
         print(f"{stage}: {CHECKPOINTS} keeps {told}; delete what you do not want", file=sys.stderr, flush=True)

@@ -31,9 +31,9 @@ def indexed(token_ids: list[int], patch_size: int) -> tuple[list[tuple[int, ...]
     with tempfile.TemporaryDirectory() as folder:
         with PatchIndex(stream_of(Path(folder), token_ids), patch_size, Path(folder)) as index:
             assert index.patches == len(token_ids) // patch_size
-            distinct = [tuple(patch) for patch in index.distinct_patches(0, index.distinct).tolist()]
+            distinct = [tuple(patch) for patch in index.distinct_patches().tolist()]
             half = index.distinct // 2
-            assert index.distinct_patches(half, index.distinct - half).tolist() == [list(p) for p in distinct[half:]]
+            assert index.distinct_patches()[half:].tolist() == [list(p) for p in distinct[half:]]
             numbers = np.concatenate([*index.numbers(), np.empty(0, np.int64)]).tolist()
         size = (Path(folder) / "patches.safetensors").stat().st_size
         assert 0 <= size - scratch_bytes(index.patches, patch_size) < 1000

@@ -18,8 +18,15 @@ from safetensors.torch import load_file
 
 from calm_core.processes import Processes
 from calm_core.training import batch_indices
-from tests.reliability.faults import kill_at_step, loss_at_step, record_windows, save_every_step
-from tests.reliability.stage_processes import ROOT, Ended, Fault, run_stage_process, run_stage_processes
+from tests.reliability.faults import (
+    kill_at_shard,
+    kill_at_step,
+    loss_at_step,
+    record_windows,
+    save_every_step,
+    small_shards,
+)
+from tests.reliability.stage_processes import ROOT, Ended, Fault, fingerprint, run_stage_process, run_stage_processes
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
 
@@ -177,6 +184,20 @@ def test_a_bad_loss_of_one_process_stops_all_at_the_same_step(project: Path) -> 
     ended = run_stage_processes(project, "train_transformer", [(), ()])
     assert_done(ended)
     assert "goes on after step 5" in ended[0].told
+
+
+def test_processes_encode_a_corpus_as_one_does(project: Path) -> None:
+    set_params(project, runtime={"threads": 1})
+    assert_done([run_stage_process(project, "encode_corpus", small_shards)])
+    expected = fingerprint(project, "encode_corpus")
+    assert len(expected) > 6
+    forget_checkpoints(project)
+    killed = run_stage_processes(project, "encode_corpus", [[small_shards], [small_shards, partial(kill_at_shard, 2)]])
+    assert [one.status for one in killed] == [1, -signal.SIGKILL]
+    ended = run_stage_processes(project, "encode_corpus", [[small_shards]] * 3)
+    assert_done(ended)
+    assert "encode_corpus: goes on after" in ended[0].told
+    assert fingerprint(project, "encode_corpus") == expected
 
 
 # From here on torchrun itself starts the processes.
