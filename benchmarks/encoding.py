@@ -20,6 +20,8 @@ from calm_core.params import load_params
 from calm_core.precision import Precision, autocast
 from calm_core.token_files import TokenStream
 
+ROUNDS = 3
+
 
 def encoding() -> list[Result]:
     """The training split of the default corpus."""
@@ -33,7 +35,7 @@ def encoding() -> list[Result]:
             with redirect_stderr(StringIO()):
                 counts.append(encode_corpus(corpus.autoencoder, corpus.train, scratch, precision))
 
-        pairs = alternately(every, stage)
+        pairs = alternately(every, stage, ROUNDS)
     every_seconds, seconds = medians(pairs)
     patches, distinct = counts[-1]
     details = {

@@ -19,6 +19,8 @@ from calm_core.params import Corpus, Params, load_params
 from calm_core.tokenising import BATCH_CHARACTERS, tokenise
 from calm_core.tokenizer import load_tokenizer
 
+ROUNDS = 5
+
 
 def tokenising() -> list[Result]:
     """The default corpus, read from botocore's files and from a .jsonl file."""
@@ -41,7 +43,7 @@ def tokenising() -> list[Result]:
 
 
 def _compared(name: str, alone: Callable[[], object], stage: Callable[[], object], texts: list[str]) -> Result:
-    pairs = alternately(alone, stage)
+    pairs = alternately(alone, stage, ROUNDS)
     alone_seconds, seconds = medians(pairs)
     bytes_ = sum(len(text.encode()) for text in texts)
     details = {
