@@ -30,7 +30,7 @@ BACKBONE = BackboneConfig(128, 344, 4, 4, 4)
 
 def generation() -> list[Result]:
     """CALM K 4 at T 1, batch 1 and 16, against the Transformer."""
-    calm, autoencoder, _ = models()
+    calm, autoencoder, weights = models()
     generator = torch.Generator().manual_seed(0)
     transformer = Transformer(TransformerConfig(VOCABULARY, BACKBONE))
     transformer.initialise(generator)
@@ -45,6 +45,7 @@ def generation() -> list[Result]:
         details = {
             "tokens_per_second": batch * TOKENS / seconds,
             "transformer_tokens_per_second": batch * TOKENS / transformer_seconds,
+            "weights": weights,
         }
         name = f"generation, CALM K {PATCH_SIZE} at T 1, batch {batch}"
         ratio = median_ratio(pairs)
