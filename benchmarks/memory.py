@@ -29,7 +29,7 @@ TIMES = (1, 4, 16)
 DOCUMENTS, PATCHES = 32_000, 1 << 19
 """Of the shortest corpus: documents of synthetic text (20 MB), the same again in the longer ones, and patches."""
 FLAT = 1.25
-"""What the peak may grow by while the corpus grows 16-fold. Not 1: allocators do not give back all that is freed."""
+"""What the peak may grow by while the corpus grows 16-fold and still count as flat; a convention of ours."""
 
 
 def stage_memory() -> list[Result]:
