@@ -4,7 +4,7 @@ VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro ui test verify check format lock clean
+.PHONY: repro ui test verify bench check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -19,6 +19,10 @@ test: check
 # The smoke pipeline twice, in clean clones of the last commit: do all artefacts come out the same, byte for byte?
 verify: $(VENV)/installed
 	$(RUN) python -m verification
+
+# Speed and memory against yardsticks: a table, and results/benchmarks.json. Says what it finds, and fails at nothing.
+bench: $(VENV)/installed
+	$(RUN) python -m benchmarks
 
 check: $(VENV)/installed
 	$(RUN) ruff check .

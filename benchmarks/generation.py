@@ -16,18 +16,21 @@ from calm_core.autoencoder import Autoencoder, AutoencoderConfig
 from calm_core.backbone import BackboneConfig
 from calm_core.calm import Calm, CalmConfig
 from calm_core.energy_head import EnergyHeadConfig
+from calm_core.flops import calm_flops, decoder_parameters
 from calm_core.generation import Prompts, Sampling, Step, align_prompts, calm_steps, transformer_steps
 from calm_core.model_files import load_model
 from calm_core.transformer import Transformer, TransformerConfig
 
-TOKENS, PROMPT, DRAWS, BATCH = 64, 64, 200, 16
+PROMPT, TOKENS, SHARPENED_TOKENS = 64, 192, 64
+"""Of a text: read, written by plain sampling (up to a context of 256), written at low temperature."""
+DRAWS, BATCH = 200, 16
 VOCABULARY, PATCH_SIZE = 4096, 4
 BACKBONE = BackboneConfig(128, 344, 4, 4, 4)
 
 
 def generation() -> list[Result]:
     """CALM K 4 at T 1, batch 1 and 16, against the Transformer."""
-    calm, autoencoder, _ = models()
+    calm, autoencoder, weights = models()
     generator = torch.Generator().manual_seed(0)
     transformer = Transformer(TransformerConfig(VOCABULARY, BACKBONE))
     transformer.initialise(generator)
@@ -35,13 +38,14 @@ def generation() -> list[Result]:
     for batch in (1, 16):
         tokens, patches = _prompts(batch, 1), _prompts(batch)
         pairs = alternately(
-            partial(_run, partial(transformer_steps, transformer, tokens, Sampling(), generator), 1),
-            partial(_run, partial(calm_steps, calm, autoencoder, patches, Sampling(), generator)),
+            partial(_run, partial(transformer_steps, transformer, tokens, Sampling(), generator), TOKENS),
+            partial(_run, partial(calm_steps, calm, autoencoder, patches, Sampling(), generator), TOKENS // PATCH_SIZE),
         )
         transformer_seconds, seconds = medians(pairs)
         details = {
             "tokens_per_second": batch * TOKENS / seconds,
             "transformer_tokens_per_second": batch * TOKENS / transformer_seconds,
+            "weights": weights,
         }
         name = f"generation, CALM K {PATCH_SIZE} at T 1, batch {batch}"
         ratio = median_ratio(pairs)
@@ -53,16 +57,19 @@ def temperature() -> list[Result]:
     """The batch sampler with N 200 at T 1/2 and 1/3, batch 16, against plain sampling."""
     calm, autoencoder, weights = models()
     generator, prompts = torch.Generator().manual_seed(0), _prompts(BATCH)
-    plain = partial(_run, partial(calm_steps, calm, autoencoder, prompts, Sampling(), generator))
+    steps = SHARPENED_TOKENS // PATCH_SIZE
+    plain = partial(_run, partial(calm_steps, calm, autoencoder, prompts, Sampling(), generator), steps)
+    flops = _flops_of_a_patch(calm, autoencoder, DRAWS) / _flops_of_a_patch(calm, autoencoder, 1)
     results = []
     for exponent in (2, 3):
         sampling = Sampling(1 / exponent, draws=DRAWS)
-        sharpened = partial(_run, partial(calm_steps, calm, autoencoder, prompts, sampling, generator))
+        sharpened = partial(_run, partial(calm_steps, calm, autoencoder, prompts, sampling, generator), steps)
         pairs = alternately(sharpened, plain)
         seconds, plain_seconds = medians(pairs)
         details = {
-            "seconds_per_patch": seconds * PATCH_SIZE / TOKENS,
-            "plain_seconds_per_patch": plain_seconds * PATCH_SIZE / TOKENS,
+            "seconds_per_patch": seconds / steps,
+            "plain_seconds_per_patch": plain_seconds / steps,
+            "times_the_flops": flops,
             "weights": weights,
         }
         name = f"batch temperature sampling, N {DRAWS}, T 1/{exponent}, batch {BATCH}"
@@ -94,6 +101,14 @@ def _prompts(batch: int, patch_size: int = PATCH_SIZE) -> Prompts:
     )
 
 
-def _run(begin: Callable[[], Iterator[Step]], tokens_a_step: int = PATCH_SIZE) -> None:
-    for _ in islice(begin(), TOKENS // tokens_a_step):
+def _flops_of_a_patch(model: Calm, autoencoder: Autoencoder, draws: int) -> float:
+    """FLOPs of one step of generation a text: the backbone once, head and decoder for each of ``draws`` samples."""
+    config = model.config
+    once = calm_flops(config, autoencoder.config, PROMPT // PATCH_SIZE, 1).inference_per_token * PATCH_SIZE
+    sampling = config.head.sampling_weights(config.backbone.hidden_size, config.latent_size)
+    return once + 2 * (draws - 1) * (sampling + decoder_parameters(autoencoder.config))
+
+
+def _run(begin: Callable[[], Iterator[Step]], steps: int) -> None:
+    for _ in islice(begin(), steps):
         pass

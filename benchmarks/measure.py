@@ -5,13 +5,18 @@ process of its own, whose high-water mark belongs to the one thing that ran in i
 """
 
 import multiprocessing
+import re
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 ROUNDS = 7
+
+_FIELDS = ("VmHWM", "RssFile")
+"""Of /proc/self/status: the most that was resident, and what is of mapped files."""
 
 
 class Result(NamedTuple):
@@ -65,7 +70,8 @@ def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
     """By how many bytes ``work(*arguments)`` raised the resident memory of a fresh process, at its highest.
 
     ``work`` is a function of a module, since the process imports it anew; what it imports at its module's top is not
-    counted.
+    counted. Nor are, on Linux, pages of mapped files, which the system takes back when it needs them; a mapping
+    that is made early in ``work`` must be part of what it returns, or it is gone before it can be told.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -80,11 +86,26 @@ def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
         process.join()
 
 
+class _Memory(NamedTuple):
+    """Of this process, in bytes."""
+
+    highest: int
+    of_files: int
+
+
 def _peak(sender: Any, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    before = _high_water()
-    work(*arguments)
-    sender.send(_high_water() - before)
+    before = _memory()
+    result = work(*arguments)
+    after = _memory()
+    sender.send((after.highest - after.of_files) - (before.highest - before.of_files))
+    del result
 
 
-def _high_water() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _memory() -> _Memory:
+    # The kernel hands ru_maxrss on from the parent, which would hide all that is smaller than the parent was; VmHWM
+    # belongs to this process alone.
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return _Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 0)
+    return _Memory(*(int(re.findall(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)[0]) * 1024 for name in _FIELDS))

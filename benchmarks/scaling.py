@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 
+from benchmarks.pages import rewrite_section
 from benchmarks.scaling_plan import paper_tables
 from benchmarks.scaling_points import (
     CONTEXT_AXIS,
@@ -110,16 +111,6 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
                 panel.xaxis.minorticks_off()
             panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.08))
         return svg(figure)
-
-
-def rewrite_section(path: Path, name: str, text: str) -> None:
-    """Put ``text`` between the comments ``<!-- name -->`` and ``<!-- end of name -->`` of the page ``path``."""
-    page = path.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(f"<!-- {name} -->")
-    _, end, after = rest.partition(f"<!-- end of {name} -->")
-    if not end:
-        raise ValueError(f"{path} has no <!-- {name} --> with an <!-- end of {name} --> after it")
-    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:

@@ -13,32 +13,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
+from benchmarks.default_steps import calm_step, transformer_step
 from benchmarks.measure import seconds_of
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior
-from calm_core.calm import Calm, CalmConfig
-from calm_core.calm_training import head_objective
+from benchmarks.synthetic_text import synthetic_documents
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig
 from calm_core.encoding import encode_corpus
 from calm_core.flops import calm_flops, transformer_flops
 from calm_core.generation import Prompts, Sampling, Step, calm_steps, transformer_steps
 from calm_core.latent_files import LatentCorpus
-from calm_core.optimiser import build_optimisers
 from calm_core.params import LanguageModel, Params
-from calm_core.precision import Precision, autocast
 from calm_core.randomness import generator
 from calm_core.token_files import TokenStream
 from calm_core.tokenising import tokenise
-from calm_core.training import batch_indices, training_step
-from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
+from calm_core.training import batch_indices
 
 CONTEXT_AXIS, PATCH_AXIS, WIDTH_AXIS, CORPUS_AXIS = "context, tokens", "K, tokens a patch", "width", "corpus, tokens"
 STEP_TOKENS, CONTEXT = 1024, 256
 """Tokens of a training step, and of a sequence where the context is not what varies."""
 GENERATED_TOKENS, GENERATED_SEQUENCES = 32, 8
 READ_BATCHES = 16
-WORDS, VOCABULARY = 100, 20_000
-"""Words of a synthetic document, and words there are."""
 
 
 class Point(NamedTuple):
@@ -63,7 +57,7 @@ def model_points(params: Params, axis: str, places: Sequence[int]) -> Iterator[P
 
 def corpus_points(params: Params, folder: Path, sizes: Sequence[int]) -> Iterator[Point]:
     """Tokenising, encoding and reading synthetic corpora of as many documents as ``sizes`` says, kept in ``folder``."""
-    documents, tokenizer = _synthetic_documents(max(sizes)), params.tokenizer
+    documents, tokenizer = synthetic_documents(max(sizes)), params.tokenizer
     for size in sizes:
         text, tokens, latents, scratch = (
             folder / f"{size}-{name}" for name in ("text.txt", "tokens", "latents", "scratch")
@@ -112,59 +106,33 @@ def _changed(params: Params, axis: str, x: int) -> Params:
 
 
 def _calm_points(axis: str, x: int, params: Params) -> Iterator[Point]:
-    draws, section = generator(0, "scaling"), params.calm
-    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
-    model, autoencoder = Calm(CalmConfig.from_params(section, coder)), Autoencoder(coder).requires_grad_(False)
-    model.initialise(draws)
-    autoencoder.initialise(draws)
-    objective = head_objective(section, autoencoder)
-    shape = (section.batch_sequences, section.context_tokens // coder.patch_size, coder.patch_size)
-    patches = torch.randint(coder.vocabulary_size, shape, generator=draws)
-    positions = shape[0] * shape[1]
-    posterior = Posterior(*torch.zeros(2, positions, coder.latent_size))
-
-    def loss() -> Tensor:
-        hidden_states = model(model.inputs(patches, autoencoder)).flatten(0, 1)
-        head_draws = model.head.training_draws(positions, objective, draws)
-        return model.head.loss(hidden_states, posterior, head_draws, objective).total
+    section, step = params.calm, calm_step(params)
+    coder, objective, draws = step.autoencoder.config, step.objective, generator(0, "scaling")
 
     def start() -> Iterator[Step]:
-        return calm_steps(model, autoencoder, _prompts(section, coder.vocabulary_size), Sampling(), draws)
+        return calm_steps(step.model, step.autoencoder, _prompts(section, coder.vocabulary_size), Sampling(), draws)
 
+    patches = section.context_tokens // coder.patch_size
     scored_targets = objective.scored_targets if objective.spaces else 0
-    flops = calm_flops(model.config, coder, shape[1], section.samples, scored_targets)
-    training = _training(model, loss, section, params.runtime.precision)
+    flops = calm_flops(step.model.config, coder, patches, section.samples, scored_targets)
     generation = _generation(start, GENERATED_TOKENS // coder.patch_size)
-    yield Point(axis, "CALM, training", x, training, flops.training_per_token)
+    yield Point(axis, "CALM, training", x, _training(step.run, section), flops.training_per_token)
     yield Point(axis, "CALM, generation", x, generation, flops.inference_per_token)
 
 
 def _transformer_points(axis: str, x: int, params: Params) -> Iterator[Point]:
-    draws, section, vocabulary_size = generator(0, "scaling"), params.transformer, params.tokenizer.vocabulary_size
-    model = Transformer(TransformerConfig.from_params(section, vocabulary_size))
-    model.initialise(draws)
-    shape = (section.batch_sequences, section.context_tokens + 1)
-    token_ids = torch.randint(vocabulary_size, shape, generator=draws)
+    section, step, draws = params.transformer, transformer_step(params), generator(0, "scaling")
 
     def start() -> Iterator[Step]:
-        return transformer_steps(model, _prompts(section, vocabulary_size), Sampling(), draws)
+        prompts = _prompts(section, params.tokenizer.vocabulary_size)
+        return transformer_steps(step.model, prompts, Sampling(), draws)
 
-    flops = transformer_flops(model.config, section.context_tokens)
-    training = _training(model, lambda: next_token_loss(model, token_ids), section, params.runtime.precision)
-    yield Point(axis, "Transformer, training", x, training, flops.training_per_token)
+    flops = transformer_flops(step.model.config, section.context_tokens)
+    yield Point(axis, "Transformer, training", x, _training(step.run, section), flops.training_per_token)
     yield Point(axis, "Transformer, generation", x, _generation(start, GENERATED_TOKENS), flops.inference_per_token)
 
 
-def _training(
-    model: nn.Module, loss: Callable[[], Tensor], section: LanguageModel, precision: Precision
-) -> Callable[[], float]:
-    optimisers = build_optimisers(model, section)
-
-    def step() -> None:
-        with autocast(precision, torch.device("cpu")):
-            value = loss()
-        training_step(model, optimisers, value, section.gradient_clip)
-
+def _training(step: Callable[[], None], section: LanguageModel) -> Callable[[], float]:
     return _per_token(step, section.batch_sequences * section.context_tokens)
 
 
@@ -203,14 +171,3 @@ def _per_token(work: Callable[[], object], tokens: int) -> Callable[[], float]:
             return seconds_of(work) / tokens
 
     return seconds
-
-
-def _synthetic_documents(number: int) -> list[str]:
-    """Documents of made-up words, the word of rank r drawn with a probability in proportion to 1 / r (Zipf's law)."""
-    draws = generator(0, "scaling", "text")
-    lengths = torch.randint(2, 11, (VOCABULARY,), generator=draws)
-    letters = torch.randint(ord("a"), ord("z") + 1, (VOCABULARY, 10), generator=draws)
-    words = ["".join(map(chr, row[:length])) for row, length in zip(letters.tolist(), lengths.tolist(), strict=True)]
-    weights = 1 / torch.arange(1, VOCABULARY + 1)
-    chosen = torch.multinomial(weights, number * WORDS, replacement=True, generator=draws).view(number, WORDS)
-    return [" ".join(words[word] for word in row) for row in chosen.tolist()]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core import params
-from calm_core.cross_entropy import projected_cross_entropy
+from calm_core.cross_entropy import BLOCK_LOGITS, projected_cross_entropy
 from calm_core.layers import ResidualSwiGLU, initialise, rms_norm
 
 
@@ -133,8 +133,14 @@ class Autoencoder(nn.Module):
         return F.linear(self.decoder(latents), self.encoder.embedding.weight)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The most probable token ids, [..., K] int64, of latents [..., latent]."""
-        return self.logits(latents).argmax(dim=-1)
+        """The most probable token ids, [..., K] int64, of latents [..., latent].
+
+        Some patches at a time, so that their logits are still in the processor's cache when they are compared.
+        """
+        patches = max(1, BLOCK_LOGITS // (self.config.patch_size * self.config.vocabulary_size))
+        blocks = latents.flatten(0, -2).split(patches)
+        token_ids = torch.cat([self.logits(block).argmax(dim=-1) for block in blocks])
+        return token_ids.view(*latents.shape[:-1], self.config.patch_size)
 
 
 class AutoencoderLoss(NamedTuple):

@@ -22,8 +22,8 @@ from calm_core.continuations import sample_tokens
 from calm_core.temperature import TemperatureSample, batch_temperature, exact_temperature
 from calm_core.transformer import Transformer
 
-LARGEST_DECODE = 1 << 26
-"""Most logits that are held at once when candidate patches are decoded."""
+PATCHES_AT_ONCE = 4096
+"""About how many candidate patches are sampled and decoded together, which bounds the memory that they take."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ def _sharpened(
     model: Calm, autoencoder: Autoencoder, hidden_states: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> TemperatureSample:
     """A patch a row of ``hidden_states`` [batch, hidden] from P^(1 / temperature), a patch being one symbol."""
-    config = model.config
 
     def draw(rows: Tensor, count: int) -> Tensor:
-        at_once = max(1, LARGEST_DECODE // (len(rows) * config.patch_size * config.vocabulary_size))
+        at_once = max(1, PATCHES_AT_ONCE // len(rows))
         drawn = []
         for first in range(0, count, at_once):
             noise = model.head.sampling_draws((min(at_once, count - first), len(rows)), generator)

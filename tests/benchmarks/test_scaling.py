@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks.scaling import curves_of, fit, in_turns, plot, rewrite_section, table
+from benchmarks.scaling import curves_of, fit, in_turns, plot, table
 from benchmarks.scaling_points import (
     CONTEXT_AXIS,
     CORPUS_AXIS,
@@ -74,15 +74,6 @@ def test_curves_are_fitted_apart_and_shown() -> None:
     assert rows[1]["flops_exponent"] is None
     assert "| context | CALM, training | 1: 1, 2: 2, 4: 4 | 1.00 ± 0.00 | 1.50 |" in table(rows)
     assert plot(rows).count("CALM, training: 1.00") == 4
-
-
-def test_a_section_is_rewritten_and_the_rest_stays(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- a -->\nold\n<!-- end of a -->\nafter <!-- b -->\n", encoding="utf-8")
-    rewrite_section(page, "a", "new")
-    assert page.read_text(encoding="utf-8") == "before\n<!-- a -->\nnew\n<!-- end of a -->\nafter <!-- b -->\n"
-    with pytest.raises(ValueError, match="end of b"):
-        rewrite_section(page, "b", "new")
 
 
 @pytest.mark.parametrize(

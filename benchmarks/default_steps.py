@@ -1,0 +1,78 @@
+"""Training steps of params.yaml's models as the stages take them, on random weights and one batch of random tokens."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from calm_core.calm import Calm, CalmConfig
+from calm_core.calm_training import head_objective
+from calm_core.head import HeadObjective
+from calm_core.optimiser import build_optimisers
+from calm_core.params import LanguageModel, Params
+from calm_core.precision import Precision, autocast
+from calm_core.randomness import generator
+from calm_core.training import training_step
+from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
+
+
+class CalmStep(NamedTuple):
+    """A step of CALM, and what it trains."""
+
+    model: Calm
+    autoencoder: Autoencoder
+    objective: HeadObjective
+    run: Callable[[], None]
+
+
+class TransformerStep(NamedTuple):
+    """A step of the Transformer, and what it trains."""
+
+    model: Transformer
+    run: Callable[[], None]
+
+
+def calm_step(params: Params) -> CalmStep:
+    """Draws, forward and backward pass, clipping and optimiser; reading the batch is left out."""
+    draws, section = generator(0, "benchmarks"), params.calm
+    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
+    model, autoencoder = Calm(CalmConfig.from_params(section, coder)), Autoencoder(coder).requires_grad_(False)
+    model.initialise(draws)
+    autoencoder.initialise(draws)
+    objective = head_objective(section, autoencoder)
+    shape = (section.batch_sequences, section.context_tokens // coder.patch_size, coder.patch_size)
+    patches = torch.randint(coder.vocabulary_size, shape, generator=draws)
+    positions = shape[0] * shape[1]
+    posterior = Posterior(*torch.zeros(2, positions, coder.latent_size))
+
+    def loss() -> Tensor:
+        hidden_states = model(model.inputs(patches, autoencoder)).flatten(0, 1)
+        head_draws = model.head.training_draws(positions, objective, draws)
+        return model.head.loss(hidden_states, posterior, head_draws, objective).total
+
+    return CalmStep(model, autoencoder, objective, _step(model, loss, section, params.runtime.precision))
+
+
+def transformer_step(params: Params) -> TransformerStep:
+    """The same for the Transformer."""
+    draws, section, vocabulary_size = generator(0, "benchmarks"), params.transformer, params.tokenizer.vocabulary_size
+    model = Transformer(TransformerConfig.from_params(section, vocabulary_size))
+    model.initialise(draws)
+    token_ids = torch.randint(vocabulary_size, (section.batch_sequences, section.context_tokens + 1), generator=draws)
+    run = _step(model, lambda: next_token_loss(model, token_ids), section, params.runtime.precision)
+    return TransformerStep(model, run)
+
+
+def _step(
+    model: nn.Module, loss: Callable[[], Tensor], section: LanguageModel, precision: Precision
+) -> Callable[[], None]:
+    optimisers = build_optimisers(model, section)
+
+    def run() -> None:
+        with autocast(precision, torch.device("cpu")):
+            value = loss()
+        training_step(model, optimisers, value, section.gradient_clip)
+
+    return run

@@ -1,0 +1,43 @@
+"""A finished run of the smoke pipeline in a clean clone of the last commit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+LOCK = "dvc.lock"
+
+
+def smoke_run(folder: Path) -> None:
+    """Clone the last commit of the working folder into ``folder`` and run its pipeline with the preset smoke.
+
+    Ends the process with the last lines of ``folder``/repro.log if that fails.
+    """
+    output_of(Path.cwd(), "git", "clone", "--quiet", "--no-hardlinks", str(Path.cwd()), str(folder))
+    (folder / LOCK).unlink(missing_ok=True)
+    output_of(folder, sys.executable, "-m", "calm_core.command_line", "preset", "smoke")
+    log = folder / "repro.log"
+    with log.open("w", encoding="utf-8") as output:
+        ended = subprocess.run(
+            ["dvc", "repro", "--no-run-cache"],
+            cwd=folder,
+            env=environment(folder),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    if ended.returncode:
+        lines = log.read_text(encoding="utf-8").splitlines()[-5:]
+        sys.exit("\n".join([f"the run in {folder} failed; the end of {log}:", *lines]))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a command in the clone ``folder``, whose own code goes before an installed one."""
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def output_of(folder: Path, *command: str) -> str:
+    """What ``command`` prints in ``folder``; ends the process with what it complains of if it fails."""
+    ended = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    if ended.returncode:
+        sys.exit(f"{' '.join(command)}: {ended.stderr.strip()}")
+    return ended.stdout
