@@ -4,7 +4,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from calm_core.artefacts import write_text
 from calm_core.errors import CalmError, one_line

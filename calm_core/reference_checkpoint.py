@@ -329,7 +329,7 @@ def _number(config: dict[str, Any], key: str, default: float, source: str) -> fl
 
 
 def _require_new(destination: Path) -> None:
-    if destination.exists():
+    if destination.exists() or destination.resolve().exists():  # "new/.." is where we are
         raise CalmError(f"{destination} exists; name a new folder, or remove it first")
 
 

@@ -2,10 +2,15 @@
 
 import os
 import re
+import resource
+import signal
 import unicodedata
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -31,12 +36,33 @@ def tries(examples: int) -> settings:
 def complaint(act: Callable[[], Any]) -> str | None:
     """The line in which ``act`` is refused, None if it is not; anything but a CalmError is an error of the project."""
     try:
-        act()
+        with bounded():
+            act()
     except CalmError as error:
         line = str(error)
         assert_one_line(line)
         return line
     return None
+
+
+@contextmanager
+def bounded(memory: int = 1 << 30, seconds: float = 20) -> Iterator[None]:
+    """What the block does fails if it takes ``memory`` bytes beside those in use, or that many ``seconds``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+
+    def hangs(number: int, frame: Any) -> NoReturn:
+        pytest.fail(f"still at work after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def assert_one_line(line: str) -> None:
