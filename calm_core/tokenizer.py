@@ -34,11 +34,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json; raises CalmError if it is missing, damaged or knows no end of a document."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise CalmError(f"tokenizer {path} is missing; set tokenizer.path to a tokenizer.json, or to '' to train one")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception
+    except BaseException as error:  # a bare Exception, or a panic of Rust's, which is not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CalmError(f"{path} is no tokenizer.json: {one_line(error)}") from None
     end_of_text_id(tokenizer)
     return tokenizer

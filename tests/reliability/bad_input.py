@@ -94,6 +94,13 @@ PLAIN = st.recursive(
 """Any plain value that YAML can hold."""
 
 
+class Content(bytes):
+    """Bytes that Hypothesis, which notes down each example, need not print whole."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} bytes, {self[:60]!r}..."
+
+
 def damaged(content: bytes) -> st.SearchStrategy[bytes]:
     """``content`` cut off, with bits flipped, with bytes written over, put in or left out; never as it was."""
     position = st.integers(0, max(0, len(content) - 1))
@@ -107,9 +114,13 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
     def splice(place: int, left_out: int, put_in: bytes) -> bytes:
         return content[:place] + put_in + content[place + left_out :]
 
-    return st.one_of(
-        position.map(lambda length: content[:length]),
-        st.lists(st.tuples(position, st.integers(0, 7)), min_size=1, max_size=4).map(flip),
-        st.builds(splice, position, st.integers(0, 16), st.binary(max_size=16)),
-        st.binary(min_size=1, max_size=64).map(lambda tail: content + tail),
-    ).filter(lambda changed: changed != content)
+    return (
+        st.one_of(
+            position.map(lambda length: content[:length]),
+            st.lists(st.tuples(position, st.integers(0, 7)), min_size=1, max_size=4).map(flip),
+            st.builds(splice, position, st.integers(0, 16), st.binary(max_size=16)),
+            st.binary(min_size=1, max_size=64).map(lambda tail: content + tail),
+        )
+        .filter(lambda changed: changed != content)
+        .map(Content)
+    )
