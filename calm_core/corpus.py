@@ -11,7 +11,9 @@ import glob
 import gzip
 import hashlib
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +23,7 @@ import datasets
 
 from calm_core.botocore_corpus import LICENCE, botocore_documents
 from calm_core.errors import CalmError, one_line
+from calm_core.json_files import require_objects
 from calm_core.params import Corpus
 
 BATCH_ROWS = 64
@@ -98,9 +101,13 @@ def _file_texts(corpus: Corpus) -> Iterator[str]:
         options: dict[str, Any] = {"sample_by": corpus.text_unit} if kind == "text" else {}
         field = "text" if kind == "text" else corpus.text_field
         try:
-            opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+            for file in files if kind == "json" else ():
+                require_objects(Path(file))
+            opened = datasets.load_dataset(
+                kind, data_files=[glob.escape(file) for file in files], split="train", streaming=True, **options
+            )
             yield from _field(opened, field, files[0] if len(files) == 1 else f"{files[0]} and others")
-        except CalmError:
+        except (CalmError, MemoryError):
             raise
         except Exception as error:
             for path in map(Path, files):
@@ -110,10 +117,17 @@ def _file_texts(corpus: Corpus) -> Iterator[str]:
 
 def _expand(pattern: str) -> list[Path]:
     """The files that a path, a folder or a glob stands for, in alphabetical order."""
-    if Path(pattern).is_dir():
-        found = [path for path in sorted(Path(pattern).rglob("*")) if path.is_file()]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    try:
+        if Path(pattern).is_file():
+            found = [Path(pattern)]  # its name may look like a glob
+        elif Path(pattern).is_dir():
+            found = sorted(Path(pattern).rglob("*"))
+        else:
+            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        # Folders that a glob finds have no text; a pipe or a device might never end.
+        found = [path for path in found if path.is_file()]
+    except OSError as error:
+        raise CalmError(f"corpus.paths: {pattern}: {error.strerror}") from None
     if not found:
         raise CalmError(f"corpus.paths: {pattern} matches no file")
     return found
@@ -121,6 +135,8 @@ def _expand(pattern: str) -> list[Path]:
 
 def _format(path: Path) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix not in (*_OPENERS, ".zst")]
+    if path.suffix == ".zst" and find_spec("zstandard") is None:
+        raise CalmError(f"{path} needs the package zstandard: `pip install zstandard`, or compress it otherwise")
     kind = _FORMATS.get(suffixes[-1] if suffixes else "")
     if kind is None:
         raise CalmError(f"{path} is of an unknown format; known endings: {', '.join(_FORMATS)}, also compressed")
@@ -155,5 +171,5 @@ def _require_readable_text(path: Path) -> None:
     except UnicodeDecodeError as error:
         at = position - pending + error.start
         raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise CalmError(f"{path} cannot be read: {one_line(error)}") from None

@@ -1,7 +1,8 @@
 """The byte-level BPE tokenizer: trained on the corpus, or any tokenizer.json.
 
 Byte-level, so every text has an encoding and decoding gives it back. Two special tokens: "<pad>" has id 0,
-which is what token dropout puts in the place of a dropped token (paper, section 2), and "<eos>" ends a document.
+which is what token dropout puts in the place of a dropped token (paper, section 2), and "<eos>" ends a document. Text
+that happens to hold these names is text: it ends no document.
 """
 
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
@@ -47,6 +49,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
             raise
         raise CalmError(f"{path} is no tokenizer.json: {one_line(error)}") from None
     end_of_text_id(tokenizer)
+    tokenizer.encode_special_tokens = True  # which, other than it sounds, takes their names for text
     return tokenizer
 
 
