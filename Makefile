@@ -4,7 +4,7 @@ VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro ui test verify check format lock clean
+.PHONY: repro ui test verify audit check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -19,6 +19,15 @@ test: check
 # The smoke pipeline twice, in clean clones of the last commit: do all artefacts come out the same, byte for byte?
 verify: $(VENV)/installed
 	$(RUN) python -m verification
+
+# Known vulnerabilities of what requirements.lock pins. pip-audit lives apart: it is no part of the environment that it judges.
+audit: .audit/installed
+	@$(PYTHON) -m verification.audit .audit/bin/pip-audit
+
+.audit/installed:
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet pip-audit
+	touch $@
 
 check: $(VENV)/installed
 	$(RUN) ruff check .

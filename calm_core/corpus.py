@@ -91,7 +91,11 @@ def _open_dataset(corpus: Corpus) -> Any:
     try:
         return datasets.load_dataset(corpus.dataset, corpus.configuration or None, split=split, streaming=True)
     except Exception as error:  # datasets raises many kinds, all of which say why
-        raise CalmError(f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}") from None
+        # `datasets` has run no scripts since its version 4, whatever it is asked to trust.
+        remedy = "; no code of a dataset is run: convert it to Parquet" if "script" in str(error) else ""
+        raise CalmError(
+            f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}{remedy}"
+        ) from None
 
 
 def _file_texts(corpus: Corpus) -> Iterator[str]:
