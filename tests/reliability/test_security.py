@@ -155,7 +155,7 @@ def test_no_text_becomes_part_of_the_report(params: Params) -> None:
     for text in HOSTILE:
         page = Page(page_with(text, params))
         assert (page.tags, page.attributes, page.comments) == (plain.tags, plain.attributes, plain.comments)
-        assert page.text.count(text) == plain.text.count(PLAIN) == 9
+        assert page.text.count(text) == plain.text.count(PLAIN) == 10
     script = page_with(PLAIN, params).split("<script>")[-1]
     assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval|Function", script)
 
@@ -169,7 +169,8 @@ def test_a_browser_runs_nothing_of_it(params: Params, tmp_path: Path) -> None:
     script = f"window.timings = {json.dumps(timings)};\n"
     (tmp_path / "timings.js").write_text(script, encoding="utf-8")
     command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking",
         f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=5000", "--dump-dom",
         (tmp_path / "report.html").as_uri(),
     ]  # fmt: skip
