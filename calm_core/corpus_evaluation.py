@@ -102,7 +102,8 @@ def evaluate_corpus(
         begins = pl.DataFrame({"document": range(len(beginnings)), "begins": beginnings})
         table = table.join(begins, on="document", maintain_order="left")
     with whole_directory(folder) as fresh:
-        table.write_parquet(fresh / DOCUMENTS)
+        with (fresh / DOCUMENTS).open("wb") as file:  # polars takes no name that is not UTF-8
+            table.write_parquet(file)
         write_json(fresh / SCORES_FILE, {"corpus": spec, **results})
     return {"corpus": spec, **results}
 

@@ -194,6 +194,14 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_folder_of_results_may_have_any_name(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(workspace, tmp_path / "work"))
+    assert assert_told("evaluate", "--model", "calm", "--corpus", "text.txt", "--output", "\udcff") is None
+    assert {path.name for path in Path("\udcff").iterdir()} == {"brierlm.json", "documents.parquet"}
+
+
 HARMFUL = {
     "generate --model calm --prompt the --tokens 1000000000000000000000000000000": "'--tokens'",
     "generate --model calm --prompt the --seed 9223372036854775808": "'--seed'",
