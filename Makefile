@@ -4,7 +4,7 @@ VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro ui test verify bench check format lock clean
+.PHONY: repro ui test verify bench audit check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -23,6 +23,15 @@ verify: $(VENV)/installed
 # Speed and memory against yardsticks: a table, and results/benchmarks.json. Says what it finds, and fails at nothing.
 bench: $(VENV)/installed
 	$(RUN) python -m benchmarks
+
+# Known vulnerabilities of what requirements.lock pins. pip-audit lives apart: it is no part of the environment that it judges.
+audit: .audit/installed
+	@$(PYTHON) -m verification.audit .audit/bin/pip-audit
+
+.audit/installed:
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet pip-audit
+	touch $@
 
 check: $(VENV)/installed
 	$(RUN) ruff check .

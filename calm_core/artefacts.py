@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from calm_core.errors import CalmError
+
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file, at most: far more than any of this project's."""
 
 
 @contextmanager
@@ -52,13 +56,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value that ``path`` holds; raises CalmError where it is missing or damaged."""
+    """The value that ``path`` holds; raises CalmError where it is missing or damaged.
+
+    NaN and numbers beyond a float's range are no JSON, though Python reads and writes them.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST_JSON:
+            raise CalmError(f"{path} has more than {LARGEST_JSON:,} bytes; delete it and run `dvc repro`")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise CalmError(f"{path} is missing; `dvc repro` makes it") from None
-    except ValueError:
+    except OSError as error:
+        raise CalmError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
         raise CalmError(f"{path} is damaged; delete it and run `dvc repro`") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ Notable:
   continuations (a cache and an explicit mask).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,17 @@ class BackboneConfig:
     heads: int = 12
     key_value_heads: int = 12
     rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless heads share the features, and key/value heads the heads, evenly."""
+        features, rest = divmod(self.hidden_size, self.heads)
+        if min(features, self.key_value_heads) < 1 or rest or features % 2 or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"{self.hidden_size} features go to no {self.heads} heads of an even number each over "
+                f"{self.key_value_heads} key/value heads"
+            )
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta is {self.rope_theta}, which is no positive number")
 
     @classmethod
     def from_params(cls, section: params.LanguageModel) -> "BackboneConfig":

@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that `calm --help` waits neither for torch nor for pydantic.
 """
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, one_line, single_line
 
 if TYPE_CHECKING:
     from calm_core.language_model import Continuation, LanguageModel
@@ -28,7 +29,10 @@ app = typer.Typer(
 )
 
 ModelFolder = Annotated[Path, typer.Option("--model", help="A folder such as models/calm or models/transformer.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result.")]
+
+LARGEST_PROMPTS = 1 << 28
+"""Bytes of a file of prompts, at most."""
 
 
 class Sampler(StrEnum):
@@ -90,7 +94,7 @@ def generate(
     prompts: Annotated[
         Path | None, typer.Option(help="A file of prompts, one a line; in a .jsonl file each line has a 'prompt'.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="In (0, 1]; lower is closer to the likeliest text.")] = 1.0,
     sampler: Annotated[
         Sampler, typer.Option(help="Below temperature 1, for CALM: exact, or chosen from a batch of samples.")
@@ -145,13 +149,20 @@ def evaluate(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the results; by default one under results/evaluations.")
+        Path | None,
+        typer.Option(
+            help="New folder for the results, or one with earlier results; by default under results/evaluations."
+        ),
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    tokens: Annotated[int | None, typer.Option(min=1, help="Look at so many tokens at most.")] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Continuations drawn a position.")] = 2,
-    context: Annotated[int | None, typer.Option(min=2, help="Tokens of a block; by default as trained.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Ask a Transformer after so many tokens (CALM: each patch).")] = 4,
+    tokens: Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at so many tokens at most.")] = None,
+    samples: Annotated[int, typer.Option(min=2, max=1000, help="Continuations drawn a position.")] = 2,
+    context: Annotated[
+        int | None, typer.Option(min=2, max=1 << 20, help="Tokens of a block; by default as trained.")
+    ] = None,
+    every: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Ask a Transformer after so many tokens (CALM: each patch).")
+    ] = 4,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -203,6 +214,9 @@ def export(
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding cannot say
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except CalmError as error:
@@ -210,19 +224,23 @@ def main() -> None:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "calm"
-        status = _told(f"{' '.join(error.format_message().split())} (see `{command} --help`)")
+        status = _told(f"{error.format_message()} (see `{command} --help`)")
     except (typer.Abort, KeyboardInterrupt):
         status = 130
     except BrokenPipeError:  # the reader has seen enough, as in `calm generate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        status = _told(f"{error.filename or 'output'}: {error.strerror}")
+        status = _told(f"{error.filename or 'output'}: {error.strerror or one_line(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        status = _told("out of memory; ask for less: a shorter context, fewer samples or fewer prompts at a time")
     sys.exit(status)
 
 
 def _told(message: str) -> int:
-    print(f"calm: {message}", file=sys.stderr)
+    print(f"calm: {single_line(message)}", file=sys.stderr)
     return 2
 
 
@@ -230,9 +248,13 @@ def _prompts(prompt: str | None, path: Path | None) -> list[str]:
     if (prompt is None) == (path is None):
         raise CalmError("one of --prompt TEXT and --prompts FILE is needed")
     if path is None:
-        return [prompt or ""]
+        return [_utf8(prompt or "", "--prompt")]
+    with path.open("rb") as file:
+        content = file.read(LARGEST_PROMPTS + 1)
+    if len(content) > LARGEST_PROMPTS:
+        raise CalmError(f"{path} has more than {LARGEST_PROMPTS:,} bytes; split it")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = content.decode().splitlines()
     except UnicodeDecodeError:
         raise CalmError(f"{path} is not UTF-8 text") from None
     if path.suffix == ".jsonl":
@@ -244,9 +266,20 @@ def _prompts(prompt: str | None, path: Path | None) -> list[str]:
 
 def _json_prompt(line: str, place: str) -> str:
     try:
-        return str(json.loads(line)["prompt"])
-    except (ValueError, KeyError, TypeError):
-        raise CalmError(f'{place} is no object with a prompt: {{"prompt": "..."}}') from None
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise CalmError(f'{place} is no object with a prompt: {{"prompt": "..."}}')
+    return _utf8(prompt, place)
+
+
+def _utf8(prompt: str, place: str) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8, or half of a pair of surrogates in JSON
+        raise CalmError(f"{place} is not UTF-8 text: {prompt!r}") from None
+    return prompt
 
 
 def _stream(

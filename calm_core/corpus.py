@@ -14,9 +14,11 @@ import glob
 import gzip
 import hashlib
 import lzma
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -26,6 +28,7 @@ import datasets
 
 from calm_core.botocore_corpus import LICENCE, botocore_documents
 from calm_core.errors import CalmError, one_line
+from calm_core.json_files import require_objects
 from calm_core.params import Corpus
 
 BATCH_ROWS = 64
@@ -153,7 +156,11 @@ def _open_dataset(corpus: Corpus) -> Any:
     try:
         return datasets.load_dataset(corpus.dataset, corpus.configuration or None, split=split, streaming=True)
     except Exception as error:  # datasets raises many kinds, all of which say why
-        raise CalmError(f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}") from None
+        # `datasets` has run no scripts since its version 4, whatever it is asked to trust.
+        remedy = "; no code of a dataset is run: convert it to Parquet" if "script" in str(error) else ""
+        raise CalmError(
+            f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}{remedy}"
+        ) from None
 
 
 def _file_texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iterator[str]:
@@ -165,7 +172,11 @@ def _file_texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iter
         options: dict[str, Any] = {"sample_by": corpus.text_unit} if kind == "text" else {}
         field = "text" if kind == "text" else corpus.text_field
         try:
-            opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+            for file in files if kind == "json" else ():
+                require_objects(Path(file))
+            opened = datasets.load_dataset(
+                kind, data_files=[glob.escape(file) for file in files], split="train", streaming=True, **options
+            )
             name = files[0] if len(files) == 1 else f"{files[0]} and others"
             yield from _field(opened, field, name, state, partial(table_is_read, number))
         except (CalmError, MemoryError):
@@ -178,10 +189,17 @@ def _file_texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iter
 
 def _expand(pattern: str) -> list[Path]:
     """The files that a path, a folder or a glob stands for, in alphabetical order."""
-    if Path(pattern).is_dir():
-        found = [path for path in sorted(Path(pattern).rglob("*")) if path.is_file()]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    try:
+        if Path(pattern).is_file():
+            found = [Path(pattern)]  # its name may look like a glob
+        elif Path(pattern).is_dir():
+            found = sorted(Path(pattern).rglob("*"))
+        else:
+            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        # Folders that a glob finds have no text; a pipe or a device might never end.
+        found = [path for path in found if path.is_file()]
+    except OSError as error:
+        raise CalmError(f"corpus.paths: {pattern}: {error.strerror}") from None
     if not found:
         raise CalmError(f"corpus.paths: {pattern} matches no file")
     return found
@@ -189,6 +207,8 @@ def _expand(pattern: str) -> list[Path]:
 
 def _format(path: Path) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix not in (*_OPENERS, ".zst")]
+    if path.suffix == ".zst" and find_spec("zstandard") is None:
+        raise CalmError(f"{path} needs the package zstandard: `pip install zstandard`, or compress it otherwise")
     kind = _FORMATS.get(suffixes[-1] if suffixes else "")
     if kind is None:
         raise CalmError(f"{path} is of an unknown format; known endings: {', '.join(_FORMATS)}, also compressed")
@@ -233,5 +253,5 @@ def _require_readable_text(path: Path) -> None:
     except UnicodeDecodeError as error:
         at = position - pending + error.start
         raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise CalmError(f"{path} cannot be read: {one_line(error)}") from None

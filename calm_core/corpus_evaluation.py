@@ -30,6 +30,8 @@ BEGINNING = 80
 
 BOOTSTRAP_RESAMPLES = 1000
 
+SCORES_FILE, DOCUMENTS = "brierlm.json", "documents.parquet"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -83,8 +85,10 @@ def evaluate_corpus(
     ``spec`` is that of ``parse_corpus``, or a folder that the stage tokenise wrote, whose held-out split it then is.
 
     Raises:
-        CalmError: the corpus cannot be read, is shorter than one block, or was tokenised for another model.
+        CalmError: the corpus cannot be read, is shorter than one block, or was tokenised for another model; ``folder``
+            holds something else.
     """
+    _require_free(folder)
     with tempfile.TemporaryDirectory() as temporary:
         if (Path(spec) / DESCRIPTION).is_file():
             tokens, beginnings = _tokenised(Path(spec), language_model), []
@@ -98,9 +102,24 @@ def evaluate_corpus(
         begins = pl.DataFrame({"document": range(len(beginnings)), "begins": beginnings})
         table = table.join(begins, on="document", maintain_order="left")
     with whole_directory(folder) as fresh:
-        table.write_parquet(fresh / "documents.parquet")
-        write_json(fresh / "brierlm.json", {"corpus": spec, **results})
+        with (fresh / DOCUMENTS).open("wb") as file:  # polars takes no name that is not UTF-8
+            table.write_parquet(file)
+        write_json(fresh / SCORES_FILE, {"corpus": spec, **results})
     return {"corpus": spec, **results}
+
+
+def _require_free(folder: Path) -> None:
+    """Raise CalmError unless ``folder`` is new, or holds the results of an evaluation and nothing else.
+
+    What stands there is replaced in the end: it must not be the user's models or texts.
+    """
+    place = folder.resolve()
+    if not place.exists():
+        return
+    if not place.is_dir() or {path.name for path in place.iterdir()} - {SCORES_FILE, DOCUMENTS}:
+        raise CalmError(f"{folder} holds something else than results of an evaluation; name another folder")
+    if place == Path.cwd():
+        raise CalmError(f"{folder} is the folder that calm works in; name another one")
 
 
 def _score(
@@ -118,6 +137,8 @@ def _score(
             model, language_model.autoencoder, tokens, context, batch, limit, settings.samples, settings.seed
         )
     else:
+        if settings.every > context:
+            raise CalmError(f"a block of {context} tokens has no place to ask after every {settings.every} tokens")
         table = evaluate_transformer(
             model, tokens, context, settings.every, batch, limit, settings.samples, settings.seed
         )

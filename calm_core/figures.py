@@ -41,7 +41,14 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
             score, flops = model["brierlm"], model["training_flops"]
             axes.plot([flops, flops], [low, high], color=model["colour"], marker="_", markersize=10, linewidth=2)
             axes.plot(flops, score, color=model["colour"], marker="o", markersize=7)
-            axes.annotate(f"{name}  {score:.2f}", (flops, score), (10, 0), textcoords="offset points", va="center")
+            axes.annotate(
+                f"{name}  {score:.2f}",
+                (flops, score),
+                (10, 0),
+                textcoords="offset points",
+                va="center",
+                parse_math=False,
+            )
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM (higher is better)")
         smallest = min(model["training_flops"] for model in models.values())
         largest = max(model["training_flops"] for model in models.values())

@@ -136,10 +136,15 @@ def load_language_model(folder: str | Path) -> LanguageModel:
     if kind == "calm":
         model = load_model(Calm, CalmConfig, folder)
         autoencoder = load_model(Autoencoder, AutoencoderConfig, folder / AUTOENCODER)
+        for size in ("vocabulary_size", "patch_size", "latent_size"):
+            if (own := getattr(model.config, size)) != (other := getattr(autoencoder.config, size)):
+                raise CalmError(f"{folder} is damaged: {size} is {own}, but {other} of the autoencoder in it")
     elif kind == "transformer":
         model = load_model(Transformer, TransformerConfig, folder)
     else:
         raise CalmError(f"{folder} holds a model of kind {kind!r}; a language model is of kind 'calm' or 'transformer'")
+    if config["context_tokens"] is None:
+        raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
     return LanguageModel(model.eval(), autoencoder, load_model_tokenizer(folder), config["context_tokens"])
 
 

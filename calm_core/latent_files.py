@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from calm_core.autoencoder import Posterior
+from calm_core.errors import CalmError
 from calm_core.tensor_files import TensorFile
 from calm_core.token_files import read_tensors
 
@@ -50,13 +51,27 @@ class LatentCorpus:
     """Posteriors of any patch of the training split."""
 
     def __init__(self, folder: Path) -> None:
-        shards = [read_tensors(path) for path in sorted(folder.glob("posteriors-*.safetensors"))]
+        numbers = (2, ("float16",))
+        paths = sorted(folder.glob("posteriors-*.safetensors"))
+        shards = [read_tensors(path, {"mean": numbers, "log_std": numbers}) for path in paths]
         self._mean = [shard["mean"] for shard in shards]
         self._log_std = [shard["log_std"] for shard in shards]
-        self._index = read_tensors(folder / "index.safetensors")["patches"]
+        index = read_tensors(folder / "index.safetensors", {"patches": (1, ("int32", "int64"))})
+        self._index = index["patches"]
+        self._require_rows(folder)
 
     def __len__(self) -> int:
         return len(self._index)
+
+    def _require_rows(self, folder: Path) -> None:
+        """Raise CalmError unless the shards fit together and have every row that the index asks for."""
+        sizes = [mean.shape for mean in self._mean]
+        fit = all(mean.shape == log_std.shape for mean, log_std in zip(self._mean, self._log_std, strict=True))
+        full = all(size[0] == SHARD_PATCHES for size in sizes[:-1]) and len({size[1] for size in sizes}) == 1
+        rows = sum(size[0] for size in sizes)
+        first, last = self._index.aminmax() if len(self._index) else (0, -1)
+        if not fit or not full or not 0 <= first <= last + 1 <= rows:
+            raise CalmError(f"{folder} is damaged: its files do not fit together; delete it and run `dvc repro`")
 
     def posterior(self, positions: Tensor) -> Posterior:
         """Posterior, each [..., latent] float32, of the patches at ``positions`` [...] of the stream."""

@@ -3,6 +3,7 @@
 Markdown under a YAML header, as the Hugging Face hub reads it.
 """
 
+import html
 from typing import Any
 
 import yaml
@@ -59,7 +60,8 @@ def render_model_card(
         "```",
         "",
         "## Data",
-        f"{corpus['source']}; licence: {corpus['licence']}. Training split: {train['documents']:,} documents,",
+        f"{_text(corpus['source'])}; licence: {_text(corpus['licence'])}.",
+        f"Training split: {train['documents']:,} documents,",
         f"{train['tokens']:,} tokens; held out: {held_out['tokens']:,} tokens.",
         "",
         "## Results, held-out text",
@@ -77,7 +79,7 @@ def render_model_card(
 
 
 def _table(values: dict[str, Any]) -> list[str]:
-    return ["| | |", "| --- | --- |", *(f"| {key} | {_text(value)} |" for key, value in values.items())]
+    return ["| | |", "| --- | --- |", *(f"| {_text(key)} | {_text(value)} |" for key, value in values.items())]
 
 
 def _text(value: Any) -> str:
@@ -85,7 +87,8 @@ def _text(value: Any) -> str:
         return "[" + ", ".join(_text(item) for item in value) + "]"
     if isinstance(value, float):
         return f"{value:.5g}"
-    return str(value)
+    # Names come from elsewhere: neither HTML nor the end of a table's cell.
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "&#124;")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

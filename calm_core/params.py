@@ -2,8 +2,10 @@
 
 A stage reads its own sections, but the file is validated whole, so that a mistake anywhere stops a run
 before it starts. Defaults stand in params.yaml itself and nowhere else: the file shows all that a run depends on.
+Upper limits lie far above any use; they keep what is computed from sizes within 64 bits.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,20 +15,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from calm_core.errors import CalmError, one_line
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+Width = Annotated[int, Field(ge=1, le=1 << 20)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
+Samples = Annotated[int, Field(ge=2, le=10_000)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+LARGEST_FILE, LARGEST_DEPTH = 1 << 18, 20
+"""Bytes of a file of params, and levels in it, at most."""
+
+MOST_PROBLEMS, LONGEST_VALUE = 20, 200
+"""How many mistakes are told at once, and how many characters of each value."""
 
 
 class Section(BaseModel):
-    """A section of params.yaml: unknown keys and values of another type are refused."""
+    """A section of params.yaml: unknown keys, values of another type, infinity and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Runtime(Section):
     """How the machine is used."""
 
-    threads: Literal["auto"] | Positive
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     precision: Literal["auto", "float32", "bfloat16"]
     device: Literal["cpu", "cuda"]
     launcher: Literal["none", "torchrun"]
@@ -69,7 +80,7 @@ class Tokenizer(Section):
     """The byte-level BPE: trained on the training split, or loaded from a tokenizer.json."""
 
     path: str
-    vocabulary_size: Annotated[int, Field(ge=258)]
+    vocabulary_size: Annotated[int, Field(ge=258, le=1 << 24)]
     training_megabytes: Positive
 
 
@@ -97,16 +108,16 @@ class Autoencoder(Training):
     """The autoencoder's shape, objective and training (paper, section 2)."""
 
     patch_size: Annotated[int, Field(ge=1, le=16)]
-    hidden_size: Positive
-    intermediate_size: Positive
-    latent_size: Positive
-    encoder_layers: Annotated[int, Field(ge=2)]
-    decoder_layers: Annotated[int, Field(ge=2)]
+    hidden_size: Width
+    intermediate_size: Width
+    latent_size: Width
+    encoder_layers: Annotated[int, Field(ge=2, le=1000)]
+    decoder_layers: Annotated[int, Field(ge=2, le=1000)]
     kl_weight: Annotated[float, Field(ge=0)]
     kl_clamp: Annotated[float, Field(ge=0)]
     token_dropout: Probability
     latent_dropout: Probability
-    batch_patches: Positive
+    batch_patches: Annotated[int, Field(ge=1, le=10**7)]
 
     @property
     def training_tokens(self) -> int:
@@ -117,14 +128,14 @@ class Autoencoder(Training):
 class LanguageModel(Training):
     """The backbone and the batches of a language model."""
 
-    hidden_size: Positive
-    intermediate_size: Positive
-    layers: Positive
-    heads: Positive
-    key_value_heads: Positive
+    hidden_size: Width
+    intermediate_size: Width
+    layers: Layers
+    heads: Width
+    key_value_heads: Width
     rope_theta: PositiveFloat
-    context_tokens: Annotated[int, Field(ge=2)]
-    batch_sequences: Positive
+    context_tokens: Annotated[int, Field(ge=2, le=1 << 20)]
+    batch_sequences: Width
 
     @property
     def training_tokens(self) -> int:
@@ -146,7 +157,7 @@ class LanguageModel(Training):
 class Transformer(LanguageModel):
     """The baseline."""
 
-    checkpoints: Annotated[int, Field(ge=3)]
+    checkpoints: Annotated[int, Field(ge=3, le=10_000)]
 
 
 class Calm(LanguageModel):
@@ -154,10 +165,10 @@ class Calm(LanguageModel):
 
     input: Literal["tokens", "latents"]
     head: Literal["energy", "diffusion", "flow"]
-    head_blocks: Positive
-    noise_size: Positive
-    samples: Annotated[int, Field(ge=2)]
-    target_samples: Annotated[int, Field(ge=2, multiple_of=2)]
+    head_blocks: Layers
+    noise_size: Width
+    samples: Samples
+    target_samples: Annotated[int, Field(ge=2, le=10_000, multiple_of=2)]
     alpha: Annotated[float, Field(gt=0, lt=2)]
     decoder_score: bool
     diffusion_steps: Annotated[int, Field(ge=2, le=1000)]
@@ -168,26 +179,26 @@ class Calm(LanguageModel):
 class Evaluation(Section):
     """BrierLM (paper, section 4)."""
 
-    samples: Annotated[int, Field(ge=2)]
-    batch_sequences: Positive
+    samples: Samples
+    batch_sequences: Width
     tokens: Positive
     checkpoint_tokens: Positive
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    bootstrap_resamples: Annotated[int, Field(ge=100, le=10**6)]
 
 
 class Report(Section):
     """What the report shows beside the measurements."""
 
-    sample_texts: Positive
-    prompt_tokens: Positive
-    sample_tokens: Positive
+    sample_texts: Annotated[int, Field(ge=1, le=1000)]
+    prompt_tokens: Width
+    sample_tokens: Width
     temperature: Annotated[float, Field(gt=0, le=1)]
 
 
 class Params(Section):
     """params.yaml as a whole."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     runtime: Runtime
     corpus: Corpus
     tokenizer: Tokenizer
@@ -227,16 +238,51 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     Raises:
         CalmError: the file is missing, is not YAML, or does not fit the schema; names every wrong key.
     """
+    return parse_params(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values that the YAML file at ``path`` holds: no object of Python's is ever made.
+
+    Raises:
+        CalmError: the file is missing or cannot be read, is not YAML, or is built to exhaust the machine.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode()
     except FileNotFoundError:
         raise CalmError(f"{path} is missing; run from the repository's root, or restore it with git") from None
+    except OSError as error:
+        raise CalmError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CalmError(f"{path} is not UTF-8 text") from None
+    if len(content) > LARGEST_FILE:
+        raise CalmError(f"{path} has more than {LARGEST_FILE:,} bytes; see the committed params.yaml for its layout")
     try:
-        return parse_params(yaml.safe_load(text), str(path))
-    except yaml.YAMLError as error:
+        _require_small(text)
+        return yaml.safe_load(text)
+    # A tag that does not go with its value ends in any of the others: `!!int x`, `!!bool x`, `2001-99-99`.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CalmError(f"{path} is not valid YAML: {one_line(error)}") from None
+
+
+def _require_small(text: str) -> None:
+    """Raise YAMLError if ``text`` nests deeply, or refers back to a mapping or a list.
+
+    Some lines of such references stand for more values than fit into memory.
+    """
+    depth, collections = 0, set()
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            collections.add(event.anchor)
+            if depth > LARGEST_DEPTH:
+                raise yaml.YAMLError(f"more than {LARGEST_DEPTH} levels are nested")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent) and event.anchor in collections:
+            raise yaml.YAMLError(f"*{event.anchor} refers to a mapping or a list; write it out")
 
 
 def parse_params(values: Any, name: str = "params") -> Params:
@@ -246,12 +292,16 @@ def parse_params(values: Any, name: str = "params") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise CalmError(f"{name}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+        problems = error.errors()
+        told = [_explain(problem) for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            told.append(f"and {len(problems) - MOST_PROBLEMS} more")
+        raise CalmError(f"{name}: " + "; ".join(told)) from None
 
 
 def _explain(problem: Any) -> str:
     """One pydantic error as 'section.key: what is wrong (got value)'."""
-    key = " ".join(".".join(str(part) for part in problem["loc"]).split())
+    key = " ".join(".".join(_shown(part) for part in problem["loc"]).split())
     if problem["type"] == "extra_forbidden":
         section = Params.model_fields.get(str(problem["loc"][0]))
         owner = section.annotation if section and len(problem["loc"]) > 1 else Params
@@ -262,4 +312,12 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key} is {_shown(problem['input'], repr)}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any, how: Callable[[Any], str] = str) -> str:
+    try:
+        text = how(value)
+    except (ValueError, RecursionError):  # Python prints no integer of 5000 digits
+        text = f"a large {type(value).__name__}"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

@@ -146,7 +146,7 @@ class PatchIndex:
 
 
 def map_distinct_patches(path: Path) -> np.ndarray:
-    """The distinct patches [.., K] int32 of the ``PatchIndex`` whose file is ``path``, before rows that mean nothing."""
+    """The distinct patches [.., K] int32 of the ``PatchIndex`` whose file is ``path``, then rows that mean nothing."""
     return map_tensors(path)["distinct"]
 
 

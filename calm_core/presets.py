@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from calm_core.artefacts import write_text
-from calm_core.errors import CalmError
-from calm_core.params import Params, load_params, parse_params
+from calm_core.errors import CalmError, one_line
+from calm_core.params import Params, parse_params, read_yaml
 
 PRESETS = Path("presets")
 
@@ -19,31 +20,46 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str, base: Path = Path("params.yaml")) -> Params:
-    """``base`` under the preset ``name``, validated; no file changes."""
-    load_params(base)
-    return parse_params(_overlaid(name, base), f"preset {name}")
+    """``base`` under the preset ``name``, validated; no file changes.
+
+    Raises:
+        CalmError: there is no such preset, or ``base`` or the preset over it is wrong.
+    """
+    values = read_yaml(base)
+    parse_params(values, str(base))
+    _lay_over(values, _overlay(name))
+    return parse_params(values, f"preset {name}")
 
 
 def apply_preset(name: str, base: Path = Path("params.yaml")) -> None:
-    """Write the preset ``name`` over ``base``; what it does not name, and all comments, stay."""
+    """Write the preset ``name`` over ``base``; what it does not name, and all comments, stay. Errors as above."""
     load_preset(name, base)
-    values = _overlaid(name, base)
     text = io.StringIO()
-    _yaml().dump(values, text)
+    try:
+        values = _yaml().load(base.read_text(encoding="utf-8"))
+        _lay_over(values, _overlay(name))
+        _yaml().dump(values, text)
+    except (YAMLError, ValueError) as error:  # stricter than what reads params elsewhere: a key that stands twice
+        raise CalmError(f"{base} cannot be rewritten: {one_line(error)}") from None
     write_text(base, text.getvalue())
 
 
-def _overlaid(name: str, base: Path) -> Any:
-    path = PRESETS / f"{name}.yaml"
+def _overlay(name: str) -> dict[str, Any]:
+    # A preset is one of the names in the folder, so that none leads out of it.
     if name not in preset_names():
         raise CalmError(f"preset {name!r} is unknown; there are: {', '.join(preset_names()) or 'none'}")
-    values = _yaml().load(base.read_text(encoding="utf-8"))
-    for key, value in _yaml().load(path.read_text(encoding="utf-8")).items():
+    overlay = read_yaml(PRESETS / f"{name}.yaml")
+    if not isinstance(overlay, dict):
+        raise CalmError(f"{PRESETS / name}.yaml holds no mapping of sections")
+    return overlay
+
+
+def _lay_over(values: Any, overlay: dict[str, Any]) -> None:
+    for key, value in overlay.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             values[key].update(value)
         else:
             values[key] = value
-    return values
 
 
 def _yaml() -> YAML:

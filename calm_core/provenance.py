@@ -28,7 +28,7 @@ def describe_latents(latents: Path, autoencoder: Path, tokens: Path, counts: dic
 
 def require_intact(folder: Path) -> None:
     """Read all files of tokens or latents in ``folder``; raises CalmError if one is missing, changed or foreign."""
-    expected = _hashes(read_json(folder / DESCRIPTION))
+    expected = _hashes(folder)
     for name, digest in expected.items():
         if not (folder / name).is_file():
             raise CalmError(f"{folder / name} is missing; delete {folder} and run `dvc repro`")
@@ -44,7 +44,7 @@ def require_intact(folder: Path) -> None:
 
 def require_latents_of(latents: Path, autoencoder: Path, tokens: Path) -> None:
     """Raise CalmError unless ``latents`` are what the autoencoder in folder ``autoencoder`` made of ``tokens``."""
-    description = read_json(latents / DESCRIPTION)
+    description = _description(latents)
     for key, path in (("autoencoder_sha256", autoencoder / WEIGHTS), ("tokens_sha256", tokens / DESCRIPTION)):
         if description.get(key) != sha256(path):
             raise CalmError(f"{latents} was not made from {path}; run `dvc repro --force encode_corpus`")
@@ -59,8 +59,22 @@ def require_tokenizer_of(model: Path, tokens: Path) -> None:
         )
 
 
-def _hashes(description: Any) -> dict[str, str]:
-    found = dict(description.get("sha256", {}))
-    for split in description.get("splits", {}).values():
-        found.update(split["sha256"])
+def _description(folder: Path) -> dict[str, Any]:
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict):
+        raise CalmError(f"{folder / DESCRIPTION} is damaged; delete {folder} and run `dvc repro`")
+    return description
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    description = _description(folder)
+    try:
+        found = dict(description.get("sha256", {}))
+        for split in description.get("splits", {}).values():
+            found.update(split["sha256"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        found = {"": ""}
+    for name in found:
+        if Path(name).name != name or name in ("", ".."):  # a description names files of its own folder
+            raise CalmError(f"{folder / DESCRIPTION} is damaged; delete {folder} and run `dvc repro`")
     return found

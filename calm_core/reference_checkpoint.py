@@ -7,15 +7,15 @@ Notable:
 - weights come from safetensors, whole or in shards, or from a .bin read with ``weights_only``: nothing in it is run.
 """
 
-import pickle
+import math
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calm_core.artefacts import read_json, whole_directory, write_json
@@ -30,6 +30,7 @@ from calm_core.layers import NORM_EPSILON
 from calm_core.model_files import AUTOENCODER, load_model, read_config, save_model
 from calm_core.reference_names import AUTOENCODER_PREFIX, OUTPUT_MATRIX, reference_names
 from calm_core.tokenizer import load_tokenizer
+from calm_core.whole_files import load_tensors
 
 Weights = dict[str, Tensor]
 
@@ -37,6 +38,8 @@ ORIGIN = "reference.json"
 """Beside an imported model: the config.json it came with, and the tensors that were not float32, for the way back."""
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_DTYPES = {"float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 _FIXED = {
     "hidden_act": "silu",
@@ -73,7 +76,7 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
         return "autoencoder"
     autoencoder = build_autoencoder({}, inner, f"{source} ({AUTOENCODER_PREFIX}*)")
     model = build_calm(config, own, autoencoder.config, str(source))
-    context = int(_number(config, "max_position_embeddings", 2048, str(source))) * model.config.patch_size
+    context = max(1, int(_number(config, "max_position_embeddings", 2048, str(source)))) * model.config.patch_size
     with whole_directory(destination) as folder:
         save_model(model, vocabulary, folder, context)
         save_model(autoencoder, vocabulary, folder / AUTOENCODER)
@@ -104,14 +107,23 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         shape = _calm_shape(model.config)
     else:
         raise CalmError(f"{source} is of kind {kind!r}; the reference implementation saves autoencoders and CALMs")
-    origin = read_json(source / ORIGIN) if (source / ORIGIN).is_file() else {"config": {}, "dtypes": {}}
+    origin = _origin(source / ORIGIN)
     for name, dtype in origin["dtypes"].items():
-        weights[name] = weights[name].to(getattr(torch, dtype))
+        if name not in weights or not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
+        weights[name] = weights[name].to(_DTYPES[dtype])
     with whole_directory(destination) as folder:
         write_json(folder / "config.json", {**(origin["config"] or _FIXED), **shape})
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         if (source / "tokenizer.json").is_file():
             shutil.copy(source / "tokenizer.json", folder)
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    origin = _read_mapping(path) if path.is_file() else {}
+    if not all(isinstance(origin.setdefault(key, {}), dict) for key in ("config", "dtypes")):
+        raise CalmError(f"{path} is damaged; delete it to export float32")
+    return origin
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Weights]:
@@ -129,7 +141,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Weights]:
         raise CalmError(f"{path} names no shards: it has no weight_map")
     weights: Weights = {}
     for name in sorted({str(shard) for shard in shards.values()}):
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise CalmError(f"{path} names the shard {name!r}, which lies outside its folder")
         weights |= _read_weights(folder / name)
     if missing := sorted(set(shards) - set(weights)):
@@ -259,7 +271,9 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
         "lacks": lacking,
         "has unknown": sorted(set(weights) - known),
         "wrong shapes:": misshapen,
-        "not floating point:": sorted(name for name in known & set(weights) if not weights[name].is_floating_point()),
+        f"neither of {', '.join(_DTYPES)}:": sorted(
+            name for name in known & set(weights) if weights[name].dtype not in _DTYPES.values()
+        ),
     }
     if any(problems.values()):
         told = "; ".join(f"{problem} {', '.join(names)}" for problem, names in problems.items() if names)
@@ -329,7 +343,7 @@ def _number(config: dict[str, Any], key: str, default: float, source: str) -> fl
 
 
 def _require_new(destination: Path) -> None:
-    if destination.exists():
+    if destination.exists() or destination.resolve().exists():  # "new/.." is where we are
         raise CalmError(f"{destination} exists; name a new folder, or remove it first")
 
 
@@ -346,12 +360,34 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> Weights:
+    if path.suffix == ".safetensors":
+        return load_tensors(path, "fetch it again")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
+        _require_stored(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except CalmError:
+        raise
+    except Exception as error:  # the unpickler fails in as many ways as there are bytes, for want of memory too
         raise CalmError(f"{path} cannot be read: {one_line(error)}") from None
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise CalmError(f"{path} holds no tensors by name; the weights of a model are needed, not a training state")
+    for name, weight in weights.items():
+        if not isinstance(name, str) or not _fills_its_shape(weight):
+            raise CalmError(f"{path}: {name!r} is no plain tensor with a number for each place")
     return weights
+
+
+def _require_stored(path: Path) -> None:
+    """Raise CalmError if the archive ``path`` is compressed: torch writes none, and a small one can fill all memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            sizes = [(entry.file_size, entry.compress_size) for entry in archive.infolist()]
+        if any(size != stored for size, stored in sizes) or sum(size for size, _ in sizes) > path.stat().st_size:
+            raise CalmError(f"{path} cannot be read: its archive is compressed, which torch.save does not do")
+
+
+def _fills_its_shape(weight: Tensor) -> bool:
+    """Whether a tensor of a pickle has the memory that its shape claims; a stride of 0 claims any size for nothing."""
+    if weight.layout != torch.strided or weight.device.type != "cpu" or weight.is_quantized or weight.is_nested:
+        return False
+    return math.prod(weight.shape) * weight.element_size() <= weight.untyped_storage().nbytes()

@@ -8,20 +8,18 @@ a split larger than memory reads like a small one.
 import bisect
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from calm_core.artefacts import read_json
 from calm_core.errors import CalmError
 from calm_core.tensor_files import Shape, TensorFile, map_tensors
+from calm_core.whole_files import damaged, load_tensors
 
 SHARD_TOKENS = 1 << 24
 COPIED_TOKENS = 1 << 20
@@ -100,9 +98,11 @@ class TokenStream:
     """The token ids of one split as a single sequence, read from memory-mapped shards."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        shards = [_mapped(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
-        if not shards:
+        paths = sorted(folder.glob(f"{split}-*.safetensors"))
+        if not paths:
             raise CalmError(f"{folder} holds no {split} tokens; `dvc repro tokenise` makes them")
+        expected = {"token_ids": (1, ("uint16", "int32")), "document_ends": (1, ("int64",))}
+        shards = [_mapped(path, expected) for path in paths]
         self._shards = [shard["token_ids"] for shard in shards]
         self._ends = [shard["document_ends"] for shard in shards]
         self._starts = np.cumsum([0, *map(len, self._shards)])
@@ -142,23 +142,44 @@ class TokenStream:
 
 def vocabulary_size(folder: Path) -> int:
     """How many token ids there are, as the description in ``folder`` says."""
-    return int(read_json(folder / DESCRIPTION)["vocabulary_size"])
+    description = read_json(folder / DESCRIPTION)
+    size = description.get("vocabulary_size") if isinstance(description, dict) else None
+    if type(size) is not int or size < 1:
+        raise CalmError(f"{folder / DESCRIPTION} is damaged; delete {folder} and run `dvc repro`")
+    return size
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises CalmError where it is missing or damaged."""
-    with _told(path):
-        return load_file(path)
+Expected = Mapping[str, tuple[int, tuple[str, ...]]]
+"""The number of dimensions of each tensor of a file, and what its numbers may be: "int32", "float16", ..."""
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    with _told(path):
-        return map_tensors(path)
+def read_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped.
+
+    Raises:
+        CalmError: it is missing or damaged, or holds other tensors than ``expected``.
+    """
+    tensors = load_tensors(path)
+    found = {name: (tensor.ndim, str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
+    _require(path, found, expected)
+    return tensors
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _mapped(path: Path, expected: Expected) -> dict[str, np.ndarray]:
     try:
-        yield
-    except (FileNotFoundError, SafetensorError) as error:
-        raise CalmError(f"{path} is missing or damaged ({error}); delete it and run `dvc repro`") from None
+        tensors = map_tensors(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise damaged(path, error) from None
+    _require(path, {name: (tensor.ndim, tensor.dtype.name) for name, tensor in tensors.items()}, expected)
+    return tensors
+
+
+def _require(path: Path, found: Mapping[str, tuple[int, str]], expected: Expected) -> None:
+    right = found.keys() == expected.keys() and all(
+        found[name][0] == dimensions and found[name][1] in dtypes for name, (dimensions, dtypes) in expected.items()
+    )
+    if not right:
+        shown = ", ".join(f"{name} [{ndim} dimensions, {dtype}]" for name, (ndim, dtype) in sorted(found.items()))
+        raise CalmError(f"{path} holds {shown or 'nothing'}, not {', '.join(expected)}; delete it and run `dvc repro`")

@@ -1,7 +1,8 @@
 """The byte-level BPE tokenizer: trained on the corpus, or any tokenizer.json.
 
 Byte-level, so every text has an encoding and decoding gives it back. Two special tokens: "<pad>" has id 0,
-which is what token dropout puts in the place of a dropped token (paper, section 2), and "<eos>" ends a document.
+which is what token dropout puts in the place of a dropped token (paper, section 2), and "<eos>" ends a document. Text
+that happens to hold these names is text: it ends no document.
 """
 
 from collections.abc import Iterable
@@ -29,18 +30,26 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json; raises CalmError if it is missing, damaged or knows no end of a document."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise CalmError(f"tokenizer {path} is missing; set tokenizer.path to a tokenizer.json, or to '' to train one")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception
+    except BaseException as error:  # a bare Exception, or a panic of Rust's, which is not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CalmError(f"{path} is no tokenizer.json: {one_line(error)}") from None
     end_of_text_id(tokenizer)
+    tokenizer.encode_special_tokens = True  # which, other than it sounds, takes their names for text
     return tokenizer
 
 

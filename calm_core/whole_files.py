@@ -1,4 +1,7 @@
-"""Safetensors files are written whole or not at all, and are on the disk before they have their name."""
+"""Safetensors files are written whole or not at all, and are on the disk before they have their name.
+
+What reads them runs nothing that they hold, and takes no memory that they only claim to fill.
+"""
 
 import contextlib
 import os
@@ -7,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from calm_core.errors import CalmError, one_line
 
 
 @contextmanager
@@ -32,6 +37,25 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     with scratch_folder(path.parent) as scratch:
         save_file(dict(tensors), scratch / path.name, dict(metadata) if metadata else None)
         move_into_place(scratch / path.name, path)
+
+
+def load_tensors(path: Path, remedy: str = "delete it and run `dvc repro`") -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, memory-mapped.
+
+    Raises:
+        CalmError: it is missing, or its header does not go with its content; ends in ``remedy``.
+    """
+    try:
+        return load_file(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # beside SafetensorError, whatever torch says of types and shapes that it lacks
+        raise damaged(path, error, remedy) from None
+
+
+def damaged(path: Path, error: Exception, remedy: str = "delete it and run `dvc repro`") -> CalmError:
+    """What a user is told where reading ``path`` failed with ``error``."""
+    return CalmError(f"{path} is missing or damaged ({one_line(error)}); {remedy}")
 
 
 def move_into_place(fresh: Path, path: Path) -> None:

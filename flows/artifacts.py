@@ -31,10 +31,10 @@ def publish_metrics(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def publish_params(params: Path, overrides: list[str], revision: str) -> None:
     """The params that the run used, the overrides named first."""
-    given = "".join(f"- `{override}`\n" for override in overrides) or "none\n"
-    text = params.read_text(encoding="utf-8")
+    given = _code("\n".join(overrides)) if overrides else "none\n"
+    text = _code(params.read_text(encoding="utf-8"), "yaml")
     create_markdown_artifact(
-        f"Git revision `{revision}`. Overrides:\n\n{given}\n```yaml\n{text}\n```\n",
+        f"Git revision `{revision}`. Overrides:\n\n{given}\nparams.yaml:\n\n{text}",
         key="params",
         description="What this run was asked for.",
     )
@@ -77,6 +77,12 @@ class StageProgress:
             self._artifact = created if isinstance(created, UUID) else None
         else:
             update_progress_artifact(self._artifact, percent)
+
+
+def _code(text: str, language: str = "") -> str:
+    """``text`` as a block of code that nothing in it can end, so that no HTML in it is taken for such."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def _picture(svg: str) -> str:

@@ -13,7 +13,7 @@ from benchmarks.synthetic_text import synthetic_documents
 from calm_core.encoding import encode_corpus
 from calm_core.latent_files import LatentCorpus
 from calm_core.presets import load_preset
-from calm_core.token_files import read_tensors
+from calm_core.whole_files import load_tensors
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def test_every_patch_has_the_posterior_that_the_stage_gives_its_copies(corpus: D
     encode_every_patch(corpus.autoencoder, corpus.train, folders[1], "float32")
     assert counts.distinct < counts.patches
     stage = LatentCorpus(folders[0]).posterior(torch.arange(counts.patches))
-    every = read_tensors(folders[1] / "posteriors-00000.safetensors")
+    every = load_tensors(folders[1] / "posteriors-00000.safetensors")
     torch.testing.assert_close(every["mean"].float(), stage.mean, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(every["log_std"].float(), stage.log_std, atol=2e-3, rtol=2e-3)
 

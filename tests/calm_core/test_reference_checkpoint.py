@@ -172,7 +172,7 @@ def test_unreadable_checkpoints(tmp_path: Path) -> None:
     weights = source / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-7])
-    assert "cannot be read" in refusal(source, tmp_path / "own")
+    assert "is missing or damaged" in refusal(source, tmp_path / "own")
     weights.unlink()
     assert "holds no weights; one of model.safetensors" in refusal(source, tmp_path / "own")
     index = source / "model.safetensors.index.json"

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -7,7 +8,8 @@ from calm_core.params import Params
 from calm_core.report import read_curves, render_report
 
 
-def render(params: Params) -> str:
+def report_arguments(params: Params) -> dict[str, Any]:
+    """All that a report is made of."""
     table = pl.DataFrame({"step": [1, 2, 3], "value": [3.0, 2.0, 1.5]})
     scalars = ("loss", "cross_entropy", "kl", "fidelity", "diversity", "manifold_distance")
     model = {"parameters": 1000, "training_flops": 1e12, "inference_flops_per_token": 1e6}
@@ -23,7 +25,7 @@ def render(params: Params) -> str:
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
         for n in (1, 2, 3)
     ]
-    return render_report(
+    return dict(  # noqa: C408 - the names are those of arguments
         params=params,
         params_text="seed: 0 # <b>not bold</b>",
         corpus={"source": "<script>alert(1)</script>", "licence": "MIT", "splits": {
@@ -39,6 +41,10 @@ def render(params: Params) -> str:
         samples=[{"prompt": "a & b <i>", "truth": "t", "calm": "c", "transformer": "d"}],
         machine={"processor": "some processor", "git revision": "abc"},
     )  # fmt: skip
+
+
+def render(params: Params) -> str:
+    return render_report(**report_arguments(params))
 
 
 def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
