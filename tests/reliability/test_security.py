@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -102,6 +103,18 @@ def test_a_script_of_a_dataset_is_not_run(data: dict[str, str], tmp_path: Path) 
         corpus = Corpus.model_validate({**section, "source": "huggingface", "dataset": str(dataset)})
         assert "no code of a dataset is run" in (complaint(lambda corpus=corpus: list(documents(corpus))) or "")
     assert not (tmp_path / "harm").exists()
+
+
+def test_reading_files_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: asked.append(arguments) or [])
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text('{"text": "more"}')
+    section = yaml.safe_load((ROOT / "params.yaml").read_text())["corpus"]
+    corpus = Corpus.model_validate({**section, "source": "files", "paths": [str(tmp_path)]})
+    assert list(documents(corpus)) == ["text", "more"]
+    assert not asked
 
 
 class Page(HTMLParser):
