@@ -163,13 +163,14 @@ def page_with(text: str, params: Params) -> str:
 
 
 def test_no_text_becomes_part_of_the_report(params: Params) -> None:
-    plain = Page(page_with(PLAIN, params))
+    without = page_with(PLAIN, params)
+    plain = Page(without)
     assert plain.tags.count("script") == 2
-    for text in HOSTILE:
-        page = Page(page_with(text, params))
-        assert (page.tags, page.attributes, page.comments) == (plain.tags, plain.attributes, plain.comments)
-        assert page.text.count(text) == plain.text.count(PLAIN) == 10
-    script = page_with(PLAIN, params).split("<script>")[-1]
+    hostile = "".join(HOSTILE)
+    page = Page(page_with(hostile, params))
+    assert (page.tags, page.attributes, page.comments) == (plain.tags, plain.attributes, plain.comments)
+    assert page.text.count(hostile) == plain.text.count(PLAIN) == 10
+    script = without.split("<script>")[-1]
     assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval|Function", script)
 
 
