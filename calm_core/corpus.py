@@ -31,6 +31,9 @@ from calm_core.errors import CalmError, one_line
 from calm_core.json_files import require_objects
 from calm_core.params import Corpus
 
+# It would tell a server of each file of the user's that it opens, and wait for seconds where there is no network.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
 BATCH_ROWS = 64
 """Rows of a dataset that are in memory together, apart from the 10 MB that `datasets` reads of a text or JSON file."""
 

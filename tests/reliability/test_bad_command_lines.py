@@ -166,7 +166,7 @@ def command_lines(draw: st.DrawFn, command: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("command", "examples"), [
-    ("generate", 200), ("evaluate", 60), ("plan", 6), ("import-checkpoint", 100), ("export-checkpoint", 60),
+    ("generate", 150), ("evaluate", 60), ("plan", 3), ("import-checkpoint", 100), ("export-checkpoint", 60),
     ("preset", 30), ("check", 20),
 ])  # fmt: skip
 def test_any_options(
