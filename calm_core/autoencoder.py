@@ -138,7 +138,7 @@ class Autoencoder(nn.Module):
         Some patches at a time, so that their logits are still in the processor's cache when they are compared.
         """
         patches = max(1, BLOCK_LOGITS // (self.config.patch_size * self.config.vocabulary_size))
-        blocks = latents.flatten(0, -2).split(patches)
+        blocks = latents.reshape(-1, latents.shape[-1]).split(patches)
         token_ids = torch.cat([self.logits(block).argmax(dim=-1) for block in blocks])
         return token_ids.view(*latents.shape[:-1], self.config.patch_size)
 

@@ -167,7 +167,7 @@ def _open_dataset(corpus: Corpus) -> Any:
 
 
 def _file_texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iterator[str]:
-    for number, (kind, group) in enumerate(groupby(source_files(corpus), key=_format)):
+    for number, ((kind, _), group) in enumerate(groupby(source_files(corpus), key=_read_together)):
         files = [str(path) for path in group]
         if number < mark.group:
             continue
@@ -188,6 +188,12 @@ def _file_texts(corpus: Corpus, mark: Mark, table_is_read: _TableIsRead) -> Iter
             for path in map(Path, files):
                 _require_readable_text(path)
             raise CalmError(f"{', '.join(files)} cannot be read as {kind}: {one_line(error)}") from None
+
+
+def _read_together(path: Path) -> tuple[str, Path | None]:
+    """What two files that follow each other must share to be one dataset; each file of JSON is looked through alone."""
+    kind = _format(path)
+    return kind, path if kind == "json" else None
 
 
 def _expand(pattern: str) -> list[Path]:
