@@ -4,13 +4,14 @@ Arrow calls itself once for each level that JSON nests, and reads no `null` wher
 either kills the process without a word. So files are looked through before, at some 500 MB/s.
 """
 
+import json
 import zlib
 from lzma import LZMAError
 from pathlib import Path
 
 import fsspec
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, one_line
 
 MOST_LEVELS = 500
 """What is accepted; Arrow can do some thousand."""
@@ -21,8 +22,8 @@ _OPEN, _CLOSE = b"[{", b"]}"
 def require_objects(path: Path) -> None:
     """Raise CalmError unless JSON in ``path``, compressed or not, is objects of at most ``MOST_LEVELS`` levels.
 
-    A file that is one list is not looked at, since another library reads it. What cannot be read passes: whatever
-    reads it next says why.
+    A file may also be one list of objects or of strings, which is read whole, here as by `datasets`. What cannot be
+    decompressed passes: whatever reads it next says why.
     """
     depth = 0
     try:
@@ -30,7 +31,7 @@ def require_objects(path: Path) -> None:
             for number, line in enumerate(file, 1):
                 content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if number == 1 and content.startswith(b"["):
-                    return
+                    return _require_list(content + file.read(), path)
                 if depth == 0 and content.strip() and not content.lstrip().startswith(b"{"):
                     raise CalmError(f"{path} cannot be read as json: line {number} is no object")
                 outside = _outside_strings(content)
@@ -42,6 +43,18 @@ def require_objects(path: Path) -> None:
                 depth = max(0, depth + opened - sum(outside.count(byte) for byte in _CLOSE))
     except (OSError, EOFError, ValueError, ImportError, LZMAError, zlib.error):
         return
+
+
+def _require_list(content: bytes, path: Path) -> None:
+    try:
+        # Each value becomes a line of its own for Arrow, null too.
+        empty = None in json.loads(content.decode(), strict=False)
+    except UnicodeDecodeError as error:
+        raise CalmError(f"{path} is not UTF-8 text (byte {error.start}); convert it, for instance with iconv") from None
+    except (ValueError, RecursionError) as error:
+        raise CalmError(f"{path} cannot be read as json: {one_line(error)}") from None
+    if empty:
+        raise CalmError(f"{path} cannot be read as json: null stands where an object should")
 
 
 def _outside_strings(line: bytes) -> bytes:

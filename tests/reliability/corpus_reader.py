@@ -16,9 +16,15 @@ SECONDS = 30
 
 
 class CorpusReader:
-    """Reads one corpus after the other in a process that may take ``MEMORY`` bytes beside what it starts with."""
+    """Reads one corpus after the other in a process that may take ``MEMORY`` bytes beside what it starts with.
+
+    If the process dies or hangs, that is a failed assertion, and there is a new one for the next corpus.
+    """
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -28,12 +34,14 @@ class CorpusReader:
     def read(self, corpus: Corpus) -> list[str] | str:
         """The documents of ``corpus``, or the line in which it is refused; anything else is a failed assertion."""
         self._ours.send(corpus.model_dump())
-        assert self._ours.poll(SECONDS), "still at work"
         try:
-            how, what = self._ours.recv()
+            how, what = self._ours.recv() if self._ours.poll(SECONDS) else ("failed", "still at work")
         except EOFError:
             self._process.join()
-            raise AssertionError(f"the process died of signal {-(self._process.exitcode or 0)}") from None
+            how, what = "failed", f"the process died of signal {-(self._process.exitcode or 0)}"
+        if how == "failed":
+            self.end()
+            self._start()
         assert how in ("read", "refused"), what
         return what
 

@@ -233,7 +233,7 @@ def test_what_would_harm_is_refused(
 
 
 def test_a_lack_of_memory_is_told(workspace: Path, tmp_path: Path) -> None:
-    """In a process of its own, whose limit comes with the first use of the model: libraries short of memory may abort."""
+    """In a process of its own, limited from the first use of the model on: libraries short of memory may abort."""
     folder = shutil.copytree(workspace, tmp_path / "work")
     program = (
         "import torch, calm_core.command_line, calm_core.transformer, tests.reliability.faults as faults\n"

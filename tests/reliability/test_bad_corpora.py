@@ -144,6 +144,8 @@ def test_any_damage(name: str, content: bytes, examples: int, reader: CorpusRead
 @example(content=b"null\n", suffix="jsonl", field="text")
 @example(content=b'null\n{"text": "x"}\n', suffix="jsonl", field="text")
 @example(content=b" \n\nnull", suffix="json", field="text")
+@example(content=b"[\n null,\n {}\n]", suffix="json", field="text")
+@example(content=b'[{"text": "x"}, null]', suffix="json", field="text")
 def test_any_json(content: bytes, suffix: str, field: str, reader: CorpusReader, tmp_path: Path) -> None:
     read(reader, tmp_path / f"a.{suffix}", content, text_field=field)
 
