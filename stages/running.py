@@ -178,8 +178,8 @@ def _machine_failure(error: Exception) -> str | None:
 
 def _record(name: str, seconds: float, measured: Measured) -> None:
     try:
-        timings = json.loads(TIMINGS.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        timings = dict(json.loads(TIMINGS.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # it is nobody's contract: what is not whole starts anew
         timings = {}
     timings[name] = {"seconds": round(seconds, 3), **measured, "machine": platform.node()}
     write_json(TIMINGS, timings)
