@@ -1,3 +1,4 @@
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -5,6 +6,9 @@ import pytest
 
 from tests.reliability.faults import small_shards
 from tests.reliability.stage_processes import DATA_STAGES, STAGES, make_project, run_stage_process, run_stages
+
+# There is one server for all tests, started by the first that needs it: what it imports is settled before any of them.
+multiprocessing.set_forkserver_preload(["tests.reliability.preloaded"])
 
 
 @pytest.fixture(scope="session")

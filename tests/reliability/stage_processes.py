@@ -87,7 +87,6 @@ def run_stage_processes(folder: Path, stage: str, faults: Sequence[Sequence[Faul
     if stage not in PERSISTENT:
         remove_outputs(folder, stage)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.reliability.preloaded"])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(faults))}
     with contextlib.ExitStack() as stack:
         running = []

@@ -44,7 +44,6 @@ PATCH_SIZE, DISTINCT = 64, 100_000
 def in_a_process(work: Callable[[Path], None], folder: Path) -> None:
     """Run ``work`` on ``folder`` in a process of its own, which must end well."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.reliability.preloaded"])
     process = context.Process(target=work, args=(folder,))
     process.start()
     process.join()
