@@ -187,7 +187,6 @@ def test_a_bad_loss_of_one_process_stops_all_at_the_same_step(project: Path) -> 
 
 
 def test_processes_encode_a_corpus_as_one_does(project: Path) -> None:
-    set_params(project, runtime={"threads": 1})
     assert_done([run_stage_process(project, "encode_corpus", small_shards)])
     expected = fingerprint(project, "encode_corpus")
     assert len(expected) > 6
