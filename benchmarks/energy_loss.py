@@ -74,7 +74,7 @@ def by_products(samples: Tensor, mean: Tensor, std: Tensor, noise: Tensor) -> Te
     """The same as this project computes it, for ``noise`` [M / 2, latent] and its negative."""
     samples = samples.detach().requires_grad_()
     score = energy_score_of_normal(samples, mean, std, noise)
-    (gradient,) = torch.autograd.grad((score.fidelity - score.diversity).mean(), samples)
+    (gradient,) = torch.autograd.grad(score.total.mean(), samples)
     return gradient
 
 

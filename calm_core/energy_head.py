@@ -140,6 +140,5 @@ def energy_loss(samples: Tensor, posterior: Posterior, draws: EnergyDraws, objec
         with torch.no_grad():
             target_images = space(posterior.sample(draws.scored_targets)).flatten(1, 2).float()
         scores.append(energy_score(space(samples).flatten(1, 2).float(), target_images, objective.alpha))
-    fidelity = torch.stack([score.fidelity.mean() for score in scores]).sum()
-    diversity = torch.stack([score.diversity.mean() for score in scores]).sum()
-    return HeadLoss(fidelity - diversity, {"fidelity": fidelity.detach(), "diversity": diversity.detach()})
+    total, fidelity, diversity = torch.stack([torch.stack(score).mean(dim=-1) for score in scores]).sum(dim=0)
+    return HeadLoss(total, {"fidelity": fidelity.detach(), "diversity": diversity.detach()})

@@ -28,7 +28,7 @@ def test_expectation_of_normals() -> None:
     generator = torch.Generator().manual_seed(2)
     samples = torch.randn(3, 100_000, 1, generator=generator)
     targets = 0.5 * torch.randn(2, 100_000, 1, generator=generator)
-    values = torch.sub(*energy_score(samples, targets))
+    values = energy_score(samples, targets).total
     exact = 2 * math.sqrt(2 * 1.25 / math.pi) - 2 / math.sqrt(math.pi)
     error = values.std() / math.sqrt(len(values))
     assert abs(values.mean() - exact) < 4 * error
@@ -38,7 +38,7 @@ def test_the_true_distribution_scores_best() -> None:
     generator = torch.Generator().manual_seed(3)
     targets = torch.randn(1, 50_000, 2, generator=generator)
     noise = torch.randn(8, 50_000, 2, generator=generator)
-    scores = [torch.sub(*energy_score(shift + scale * noise, targets)).mean()
+    scores = [energy_score(shift + scale * noise, targets).total.mean()
               for shift, scale in [(0.0, 1.0), (0.5, 1.0), (0.0, 0.6), (0.0, 1.6)]]  # fmt: skip
     assert min(scores) == scores[0]
 
@@ -56,11 +56,11 @@ def test_shared_normal_targets_are_targets_like_others(alpha: float) -> None:
     samples, mean, std, noise = normal_case(torch.float64)
     both = torch.cat([noise, -noise])[:, None]
     expected = energy_score(samples, mean + std * both, alpha)
-    torch.sub(*expected).sum().backward()
+    expected.total.sum().backward()
     gradient, samples.grad = samples.grad, None
     again, mean, std, noise = normal_case(torch.float32)
     score = energy_score_of_normal(again, mean, std, noise, alpha)
-    torch.sub(*score).sum().backward()
+    score.total.sum().backward()
     torch.testing.assert_close(score.fidelity.double(), expected.fidelity, rtol=1e-5, atol=0)
     torch.testing.assert_close(score.diversity.double(), expected.diversity, rtol=1e-5, atol=0)
     assert gradient is not None
@@ -78,7 +78,7 @@ def test_shared_normal_targets_are_unbiased_and_steadier() -> None:
             score = energy_score_of_normal(samples, mean, std, torch.randn(2, 16, generator=generator))
         else:
             score = energy_score(samples, mean + std * torch.randn(4, 40, 16, generator=generator))
-        return torch.autograd.grad(torch.sub(*score).mean(), samples)[0].sum(dim=(0, 1))
+        return torch.autograd.grad(score.total.mean(), samples)[0].sum(dim=(0, 1))
 
     independent, shared = (torch.stack([gradient(kind) for _ in range(600)]) for kind in (False, True))
     error = (independent.var(dim=0) / 600 + shared.var(dim=0) / 600).sqrt()
@@ -90,7 +90,7 @@ def test_shared_normal_targets_of_no_spread() -> None:
     # A collapsed posterior met exactly: no distance, no gradient, nothing infinite.
     samples = torch.ones(3, 2, 4, requires_grad=True)
     score = energy_score_of_normal(samples, torch.ones(2, 4), torch.zeros(2, 4), torch.ones(2, 4))
-    torch.sub(*score).sum().backward()
+    score.total.sum().backward()
     assert samples.grad is not None
     assert torch.equal(samples.grad, torch.zeros_like(samples))
     assert score.fidelity.max() <= 4e-6
@@ -100,7 +100,7 @@ def test_gradient_is_finite_where_samples_coincide() -> None:
     for alpha in (0.5, 1.0):
         samples = torch.ones(3, 2, 4, requires_grad=True)
         score = energy_score(samples, torch.ones(2, 2, 4), alpha)
-        torch.sub(*score).sum().backward()
+        score.total.sum().backward()
         assert samples.grad is not None
         assert torch.equal(samples.grad, torch.zeros_like(samples))
 
