@@ -1,10 +1,11 @@
 """How things are measured here: two of them in turns, several times, and the median of the ratios counts.
 
-Machines are shared and noisy; what slows one of two alternating things slows the other as well. Memory is measured in a
-process of its own, whose high-water mark belongs to the one thing that ran in it.
+Machines are shared and noisy; what slows one of two alternating things slows the other as well. Memory is that of a
+process of its own, where nothing else runs.
 """
 
 import multiprocessing
+import os
 import re
 import resource
 import statistics
@@ -15,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 ROUNDS = 7
 
-_FIELDS = ("VmHWM", "RssFile")
-"""Of /proc/self/status: the most that was resident, and what is of mapped files."""
+LOOKS_EVERY = 0.001
+"""Seconds between two looks at the memory of a process."""
 
 
 class Result(NamedTuple):
@@ -67,45 +68,44 @@ def medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
-    """By how many bytes ``work(*arguments)`` raised the resident memory of a fresh process, at its highest.
+    """By how many bytes ``work(*arguments)`` raised the memory of a fresh process, at its highest.
 
     ``work`` is a function of a module, since the process imports it anew; what it imports at its module's top is not
-    counted. Nor are, on Linux, pages of mapped files, which the system takes back when it needs them; a mapping
-    that is made early in ``work`` must be part of what it returns, or it is gone before it can be told.
+    counted. On Linux, nor are the pages of mapped files, which the system takes back when it needs them: this process
+    looks each millisecond at what is the other's own.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_peak, args=(sender, work, arguments))
+    process = context.Process(target=_worked, args=(sender, work, arguments))
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        before = highest = receiver.recv()
+        while not receiver.poll(LOOKS_EVERY):
+            highest = max(highest, _own_bytes(process.pid) or 0)
+        return max(highest, receiver.recv()) - before
     except EOFError:
         raise RuntimeError(f"{work.__module__}.{work.__name__} failed in the measured process") from None
     finally:
         process.join()
 
 
-class _Memory(NamedTuple):
-    """Of this process, in bytes."""
+def _worked(sender: Any, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """Tell this process's memory before and after ``work``."""
 
-    highest: int
-    of_files: int
+    def memory() -> int:
+        return _own_bytes(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-
-def _peak(sender: Any, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    before = _memory()
-    result = work(*arguments)
-    after = _memory()
-    sender.send((after.highest - after.of_files) - (before.highest - before.of_files))
-    del result
+    sender.send(memory())
+    work(*arguments)
+    sender.send(memory())
 
 
-def _memory() -> _Memory:
-    # The kernel hands ru_maxrss on from the parent, which would hide all that is smaller than the parent was; VmHWM
-    # belongs to this process alone.
+def _own_bytes(process: int | None) -> int | None:
+    """Resident memory of ``process`` that is of no file; None where /proc does not tell."""
     try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        return _Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, 0)
-    return _Memory(*(int(re.findall(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)[0]) * 1024 for name in _FIELDS))
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:  # it has just ended, or this is not Linux
+        return None
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -1,8 +1,8 @@
 """Peak memory of the tokenise and encode stages, in processes of their own, on a corpus, 4 and 16 times as much of it.
 
-Flat means that what a stage holds has a bound. The shortest corpus is about long enough to reach it: two of the pieces
-of 10 MB in which `datasets` reads a text file, and as many patches as a partition of ``patch_index`` takes. The patches
-are random, so that hardly any two are the same: the most that could be held.
+Flat means that what a stage holds has a bound. The shortest corpus is about long enough to reach it: twenty of the
+pieces in which a text file is read, and two of the partitions of ``patch_index``. The patches are random, so that
+hardly any two are the same: the most that could be held.
 """
 
 import os
@@ -85,11 +85,9 @@ def _encode_peak(folder: Path, patches: int) -> int:
     return peak_bytes(_encode, params, tokens, latents)
 
 
-def _encode(params: Params, tokens: Path, latents: Path) -> TokenStream:
+def _encode(params: Params, tokens: Path, latents: Path) -> None:
     set_threads(params.runtime.threads)
     model = Autoencoder(AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size))
     model.initialise(generator(0, "benchmarks"))
     with Path(os.devnull).open("w", encoding="utf-8") as nothing, redirect_stderr(nothing):
-        stream = TokenStream(tokens, "train")
-        encode_corpus(model.eval(), stream, latents, params.runtime.precision)
-    return stream  # mapped files, see ``peak_bytes``
+        encode_corpus(model.eval(), TokenStream(tokens, "train"), latents, params.runtime.precision)

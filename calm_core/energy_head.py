@@ -66,11 +66,13 @@ class EnergyBlock(nn.Module):
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
         # The first linear takes x and the condition side by side. As the sum of two products it needs no copy of the
         # condition for each sample, and multiplies it once.
-        first = self.mlp[0]
+        first, *others = self.mlp
         assert isinstance(first, nn.Linear)
         of_hidden_states, of_condition = first.weight.chunk(2, dim=1)
         mixed = F.linear(self.norm(hidden_states), of_hidden_states) + F.linear(condition, of_condition, first.bias)
-        gate, up = self.mlp[1:](mixed).chunk(2, dim=-1)
+        for layer in others:
+            mixed = layer(mixed)
+        gate, up = mixed.chunk(2, dim=-1)
         return hidden_states + self.down(F.silu(gate) * up)
 
 

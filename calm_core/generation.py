@@ -68,14 +68,13 @@ def calm_steps(
     """Continue ``prompts`` patch by patch, without end."""
     cache = model.backbone.new_cache()
     patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
-    batch = len(patches)
+    once = torch.ones(len(patches), dtype=torch.int64)
     latents: Tensor | None = None
     while True:
         mask = _mask(prompts.padding, cache.length, patches.shape[1])
         hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
         if sampling.temperature == 1:
-            latents = model.head.sample(hidden_states, model.head.sampling_draws((batch,), generator))
-            once = torch.ones(batch, dtype=torch.int64)
+            latents = model.head.sample(hidden_states, model.head.sampling_draws((len(once),), generator))
             chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool())
             latents = latents[:, None]
         else:

@@ -18,7 +18,7 @@ from calm_core.token_files import TokenStream
 
 CHUNK_PATCHES = 1 << 18
 """Patches of the stream that are in memory together."""
-PARTITION_PATCHES = 1 << 19
+PARTITION_PATCHES = 1 << 18
 """Patches of a partition on average, at most; of one with more, twice as many are in memory together."""
 
 _MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)  # odd, of MurmurHash3's finaliser

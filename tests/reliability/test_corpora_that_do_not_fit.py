@@ -1,12 +1,11 @@
 """A corpus twenty times as large as the memory that tokenising and encoding may take for it.
 
-What is in memory at a time is a matter of constants (a batch of documents, the 10 MB that `datasets` reads of a file, a
+What is in memory at a time is a matter of constants (a batch of documents, a piece of a file, a
 partition of patches): they are made small here, and so are the limit and the corpus. A first run over a small corpus
 lets every library load and start its threads; from then on the process may have a few MB of data more. Whoever holds
 the texts, the token ids, the patches, their numbers or the posteriors of the corpus all at once exceeds them.
 """
 
-import functools
 import gzip
 import multiprocessing
 import os
@@ -15,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow
 import torch
 
+import calm_core.corpus
 import calm_core.encoding
 import calm_core.latent_files
 import calm_core.patch_index
@@ -54,7 +53,7 @@ def small_constants() -> None:
     # What takes memory by the megabyte, whatever it needs: Arrow's own pool, and a pool for each thread of polars.
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     os.environ["POLARS_MAX_THREADS"] = "1"
-    datasets.load_dataset = functools.partial(datasets.load_dataset, chunksize=1 << 16)
+    calm_core.corpus.PIECE_BYTES = 1 << 16
     calm_core.tokenising.BATCH_CHARACTERS = 1 << 16
     calm_core.token_files.SHARD_TOKENS = 1 << 19
     calm_core.token_files.COPIED_TOKENS = 1 << 14
