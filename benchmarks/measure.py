@@ -67,12 +67,23 @@ def medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
     return statistics.median(first for first, _ in pairs), statistics.median(second for _, second in pairs)
 
 
-def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
-    """By how many bytes ``work(*arguments)`` raised the memory of a fresh process, at its highest.
+class Memory(NamedTuple):
+    """Of a process, in bytes, without the pages of mapped files, which the system takes back when it needs them."""
 
-    ``work`` is a function of a module, since the process imports it anew; what it imports at its module's top is not
-    counted. On Linux, nor are the pages of mapped files, which the system takes back when it needs them: this process
-    looks each millisecond at what is the other's own.
+    before: int
+    """With all imported that its work needs."""
+    highest: int
+
+    @property
+    def added(self) -> int:
+        """What the work took, at most."""
+        return self.highest - self.before
+
+
+def peak_memory(work: Callable[..., object], *arguments: Any) -> Memory:
+    """The memory of a fresh process that calls ``work(*arguments)``, looked at from here each millisecond.
+
+    ``work`` is a function of a module, since the process imports it anew. Elsewhere than on Linux mapped files count.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -83,7 +94,7 @@ def peak_bytes(work: Callable[..., object], *arguments: Any) -> int:
         before = highest = receiver.recv()
         while not receiver.poll(LOOKS_EVERY):
             highest = max(highest, _own_bytes(process.pid) or 0)
-        return max(highest, receiver.recv()) - before
+        return Memory(before, max(highest, receiver.recv()))
     except EOFError:
         raise RuntimeError(f"{work.__module__}.{work.__name__} failed in the measured process") from None
     finally:
@@ -102,7 +113,7 @@ def _worked(sender: Any, work: Callable[..., object], arguments: tuple[Any, ...]
 
 
 def _own_bytes(process: int | None) -> int | None:
-    """Resident memory of ``process`` that is of no file; None where /proc does not tell."""
+    """Resident memory of ``process`` that is of no mapped file; None where /proc does not tell."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:  # it has just ended, or this is not Linux

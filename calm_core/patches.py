@@ -6,7 +6,7 @@ alone, such as the autoencoder's posterior, is worth computing once for each dis
 
 from typing import NamedTuple
 
-import polars as pl
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +21,14 @@ class DistinctPatches(NamedTuple):
 def distinct_patches(token_ids: Tensor, patch_size: int) -> DistinctPatches:
     """Cut ``token_ids`` [tokens] into whole patches of ``patch_size`` and find the distinct ones."""
     whole = len(token_ids) // patch_size
-    columns = token_ids[: whole * patch_size].view(whole, patch_size).T.to(torch.int32).contiguous().numpy()
-    names = [f"token_{position}" for position in range(patch_size)]
-    frame = pl.DataFrame(dict(zip(names, columns, strict=True)))
-    distinct = frame.unique(maintain_order=True).with_row_index("patch")
-    index = frame.join(distinct, on=names, how="left", maintain_order="left")["patch"]
+    patches = np.ascontiguousarray(token_ids[: whole * patch_size].view(whole, patch_size).numpy(), np.int32)
+    # A patch as one value of so many bytes: numpy finds those in less than half the time that rows take it.
+    values = patches.view(np.dtype((np.void, patches.itemsize * patch_size))).reshape(whole)
+    _, first, value_index = np.unique(values, return_index=True, return_inverse=True)
+    by_appearance = np.argsort(first)
+    number = np.empty(len(first), np.int32)
+    number[by_appearance] = np.arange(len(first), dtype=np.int32)
     return DistinctPatches(
-        patches=torch.from_numpy(distinct.select(names).to_numpy().copy()).long(),
-        patch_index=torch.from_numpy(index.to_numpy().copy()).to(torch.int32),
+        patches=torch.from_numpy(patches[first[by_appearance]]).long(),
+        patch_index=torch.from_numpy(number[value_index]),
     )
