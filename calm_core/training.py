@@ -115,17 +115,7 @@ def train(
             for optimiser, optimiser_peaks in zip(optimisers, peaks, strict=True):
                 for group, peak in zip(optimiser.param_groups, optimiser_peaks, strict=True):
                     group["lr"] = peak * factor
-            means: dict[str, Tensor] = {}
-            for part in parts:
-                is_last = part is parts[-1]
-                with nullcontext() if is_last else parallel.without_averaging():
-                    with autocast(runtime.precision, processes.device):
-                        losses = parallel.run(partial(objective, step, part))
-                    loss = losses["loss"] / passes
-                    if not is_last:
-                        loss.backward()
-                for key, value in losses.items():
-                    means[key] = means.get(key, 0) + value.detach() / passes
+            loss, means = _passes(partial(objective, step), parts, parallel, runtime, processes)
             gradient_norm = training_step(model, optimisers, loss, training.gradient_clip)
             health.observe(step, means["loss"], gradient_norm)
             for key, value in means.items():
@@ -157,6 +147,32 @@ def train(
             if stop:
                 break
     return parallel.whole().cpu().eval()
+
+
+def _passes(
+    objective: Callable[[range], Mapping[str, Tensor]],
+    parts: list[range],
+    parallel: ParallelModel,
+    runtime: Runtime,
+    processes: Processes,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A step's passes, one for each of ``parts``; all but the last go back too, gradients adding up.
+
+    Returns the loss of the last, which is still to go back and has other processes average theirs with it, and the
+    means of all named scalars over passes.
+    """
+    means: dict[str, Tensor] = {}
+    for part in parts:
+        is_last = part is parts[-1]
+        with nullcontext() if is_last else parallel.without_averaging():
+            with autocast(runtime.precision, processes.device):
+                losses = parallel.run(partial(objective, part))
+            loss = losses["loss"] / len(parts)
+            if not is_last:
+                loss.backward()
+        for key, value in losses.items():
+            means[key] = means.get(key, 0) + value.detach() / len(parts)
+    return loss, means
 
 
 def training_step(
