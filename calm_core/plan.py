@@ -287,18 +287,18 @@ def _memory(run: _Training, precision: Literal["float32", "bfloat16"]) -> Device
         with autocast(precision, torch.device("cpu")):
             return saved_bytes(lambda: run.loss(batch), (*run.model.parameters(), *run.frozen))
 
-    # What autograd keeps is linear in the batch, so two points tell what grows with it from what does not. From 2
+    # What autograd keeps is linear in the batch, so two small ones tell what grows with it from what does not. From 2
     # on: in a batch of 1, targets are a view of the inputs.
-    twice, thrice = saved(2 * run.batch), saved(3 * run.batch)
-    activations = thrice - twice
+    twice, thrice = saved(2), saved(3)
+    of_one = thrice - twice
     weights = FLOAT32_BYTES * run.flops.parameters
     return DeviceMemory(
         weights_bytes=weights,
         gradients_bytes=weights,
         optimiser_bytes=_optimiser_bytes(run.model, run.section),
         frozen_bytes=FLOAT32_BYTES * _count(run.frozen),
-        weight_copies_bytes=twice - 2 * activations,
-        activations_bytes=activations,
+        weight_copies_bytes=twice - 2 * of_one,
+        activations_bytes=run.batch * of_one,
     )
 
 

@@ -224,6 +224,14 @@ def test_activations_grow_linearly_with_the_context(values: dict[str, Any]) -> N
         assert ratio == pytest.approx(8, rel=0.01)
 
 
+def test_a_batch_of_any_size_is_planned_at_once(values: dict[str, Any]) -> None:
+    # So many logits that going through the larger batch, block by block, would take days.
+    vocabulary = {"vocabulary_size": 1 << 20}
+    small = make(tiny(values, tokenizer=vocabulary)).autoencoder.memory_ddp
+    large = make(tiny(values, tokenizer=vocabulary, autoencoder={"batch_patches": 24 * 400_000})).autoencoder.memory_ddp
+    assert large.activations_bytes == 400_000 * small.activations_bytes
+
+
 def test_disk(values: dict[str, Any]) -> None:
     corpus = make(tiny(values)).corpus
     tokens = 10 * 6 * CONTEXT
