@@ -142,5 +142,7 @@ def energy_loss(samples: Tensor, posterior: Posterior, draws: EnergyDraws, objec
         with torch.no_grad():
             target_images = space(posterior.sample(draws.scored_targets)).flatten(1, 2).float()
         scores.append(energy_score(space(samples).flatten(1, 2).float(), target_images, objective.alpha))
-    total, fidelity, diversity = torch.stack([torch.stack(score).mean(dim=-1) for score in scores]).sum(dim=0)
+    total, fidelity, diversity = (
+        torch.stack([values.mean() for values in of_spaces]).sum() for of_spaces in zip(*scores, strict=True)
+    )
     return HeadLoss(total, {"fidelity": fidelity.detach(), "diversity": diversity.detach()})
