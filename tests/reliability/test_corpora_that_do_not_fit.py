@@ -57,7 +57,7 @@ def small_constants() -> None:
     calm_core.tokenising.BATCH_CHARACTERS = 1 << 16
     calm_core.token_files.SHARD_TOKENS = 1 << 19
     calm_core.token_files.COPIED_TOKENS = 1 << 14
-    calm_core.patch_index.CHUNK_PATCHES = calm_core.patch_index.PARTITION_PATCHES = 1 << 11
+    calm_core.patch_index.CHUNK_PATCHES = calm_core.patch_index.PARTITION_PATCHES = 1 << 10
     calm_core.encoding.ENCODING_BATCH = 1 << 9
     calm_core.encoding.SHARD_PATCHES = calm_core.latent_files.SHARD_PATCHES = 1 << 15
 
