@@ -37,6 +37,7 @@ check: $(VENV)/installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) lint-imports
 
 format: $(VENV)/installed
 	$(RUN) ruff check --fix .

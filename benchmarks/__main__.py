@@ -13,10 +13,10 @@ from benchmarks.measure import Result
 from benchmarks.pages import rewrite_section
 from benchmarks.results import RESULTS, as_json, record
 from benchmarks.tables import described, markdown, terminal_table
-from calm_core.artefacts import read_json
 from calm_core.errors import CalmError
-from calm_core.machine import describe_machine
-from calm_core.precision import set_threads
+from calm_core.runtime.machine import describe_machine
+from calm_core.runtime.precision import set_threads
+from calm_core.storage.json_io import read_json
 
 PAGE, SECTION = Path("docs/performance.md"), "benchmarks"
 

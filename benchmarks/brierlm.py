@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Result, median_ratio, medians, seconds_of
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.backbone import BackboneConfig, KeyValueCache
-from calm_core.brier import brier_from_probabilities, brier_from_samples
-from calm_core.calm import Calm, CalmConfig
-from calm_core.continuations import calm_continuations, sample_tokens, transformer_brier
-from calm_core.energy_head import EnergyHeadConfig
-from calm_core.evaluation_blocks import MAX_TOKENS
-from calm_core.generation import Sampling, Step, align_prompts, calm_steps, transformer_steps
-from calm_core.transformer import Transformer, TransformerConfig
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.model import Calm, CalmConfig
+from calm_core.evaluation.brier import brier_from_probabilities, brier_from_samples
+from calm_core.evaluation.continuations import calm_continuations, sample_tokens, transformer_brier
+from calm_core.inference.decoding import Sampling, Step, align_prompts, calm_steps, transformer_steps
+from calm_core.nn.backbone import BackboneConfig, KeyValueCache
+from calm_core.tokens.blocks import MAX_TOKENS
+from calm_core.transformer.model import Transformer, TransformerConfig
 
 DOCUMENTS, CONTEXT, SAMPLES, BATCH = 64, 64, 2, 16
 VOCABULARY = 4096

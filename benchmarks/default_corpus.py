@@ -11,11 +11,12 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.autoencoder.training import autoencoder_config
+from calm_core.corpus.tokenise import tokenise
 from calm_core.params import Params
-from calm_core.randomness import generator
-from calm_core.token_files import TokenStream
-from calm_core.tokenising import tokenise
+from calm_core.runtime.randomness import generator
+from calm_core.tokens.shards import TokenStream
 
 DOCUMENTS = 60_000
 
@@ -43,7 +44,7 @@ def default_corpus(params: Params, documents: int = DOCUMENTS) -> Iterator[Defau
             vocabulary_size = tokenise(params, tokens)["vocabulary_size"]
         trained = {"path": str(tokens / "tokenizer.json"), "vocabulary_size": vocabulary_size}
         params = params.model_copy(update={"tokenizer": params.tokenizer.model_copy(update=trained)})
-        autoencoder = Autoencoder(AutoencoderConfig.from_params(params.autoencoder, vocabulary_size))
+        autoencoder = Autoencoder(autoencoder_config(params.autoencoder, vocabulary_size))
         autoencoder.initialise(generator(0, "benchmarks"))
         autoencoder.eval().requires_grad_(False)
         yield DefaultCorpus(params, folder, TokenStream(tokens, "train"), autoencoder)

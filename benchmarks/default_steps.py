@@ -6,16 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior
-from calm_core.calm import Calm, CalmConfig
-from calm_core.calm_training import head_objective
-from calm_core.head import HeadObjective
-from calm_core.optimiser import build_optimisers
-from calm_core.params import LanguageModel, Params
-from calm_core.precision import Precision, autocast
-from calm_core.randomness import generator
-from calm_core.training import training_step
-from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
+from calm_core.autoencoder.model import Autoencoder, Posterior
+from calm_core.autoencoder.training import autoencoder_config
+from calm_core.calm.head import HeadObjective
+from calm_core.calm.model import Calm
+from calm_core.calm.training import calm_config, head_objective
+from calm_core.params import LanguageModelParams, Params
+from calm_core.runtime.precision import Precision, autocast
+from calm_core.runtime.randomness import generator
+from calm_core.training.loop import training_step
+from calm_core.training.optimisers import build_optimisers
+from calm_core.transformer.model import Transformer, next_token_loss
+from calm_core.transformer.training import transformer_config
 
 
 class CalmStep(NamedTuple):
@@ -37,8 +39,8 @@ class TransformerStep(NamedTuple):
 def calm_step(params: Params) -> CalmStep:
     """Draws, forward and backward pass, clipping and optimiser; reading the batch is left out."""
     draws, section = generator(0, "benchmarks"), params.calm
-    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
-    model, autoencoder = Calm(CalmConfig.from_params(section, coder)), Autoencoder(coder).requires_grad_(False)
+    coder = autoencoder_config(params.autoencoder, params.tokenizer.vocabulary_size)
+    model, autoencoder = Calm(calm_config(section, coder)), Autoencoder(coder).requires_grad_(False)
     model.initialise(draws)
     autoencoder.initialise(draws)
     objective = head_objective(section, autoencoder)
@@ -58,7 +60,7 @@ def calm_step(params: Params) -> CalmStep:
 def transformer_step(params: Params) -> TransformerStep:
     """The same for the Transformer."""
     draws, section, vocabulary_size = generator(0, "benchmarks"), params.transformer, params.tokenizer.vocabulary_size
-    model = Transformer(TransformerConfig.from_params(section, vocabulary_size))
+    model = Transformer(transformer_config(section, vocabulary_size))
     model.initialise(draws)
     token_ids = torch.randint(vocabulary_size, (section.batch_sequences, section.context_tokens + 1), generator=draws)
     run = _step(model, lambda: next_token_loss(model, token_ids), section, params.runtime.precision)
@@ -66,7 +68,7 @@ def transformer_step(params: Params) -> TransformerStep:
 
 
 def _step(
-    model: nn.Module, loss: Callable[[], Tensor], section: LanguageModel, precision: Precision
+    model: nn.Module, loss: Callable[[], Tensor], section: LanguageModelParams, precision: Precision
 ) -> Callable[[], None]:
     optimisers = build_optimisers(model, section)
 

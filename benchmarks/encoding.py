@@ -13,12 +13,12 @@ import torch
 
 from benchmarks.default_corpus import default_corpus
 from benchmarks.measure import Result, alternately, median_ratio, medians
-from calm_core.autoencoder import Autoencoder
-from calm_core.encoding import ENCODING_BATCH, EncodedCorpus, encode_corpus
-from calm_core.latent_files import SHARD_PATCHES, posterior_shard
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.latents.encode import ENCODING_BATCH, EncodedCorpus, encode_corpus
+from calm_core.latents.shards import SHARD_PATCHES, posterior_shard
 from calm_core.params import load_params
-from calm_core.precision import Precision, autocast
-from calm_core.token_files import TokenStream
+from calm_core.runtime.precision import Precision, autocast
+from calm_core.tokens.shards import TokenStream
 
 ROUNDS = 3
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import ROUNDS, Result, median_ratio, medians, peak_memory, seconds_of
-from calm_core.energy_score import energy_score_of_normal
+from calm_core.calm.energy_score import energy_score_of_normal
 
 SAMPLES, TARGETS, LATENT, POSITIONS = 8, 100, 128, 4096
 

@@ -15,15 +15,16 @@ import torch
 
 from benchmarks.measure import Memory, Result, peak_memory
 from benchmarks.synthetic_text import synthetic_documents
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.encoding import encode_corpus
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.autoencoder.training import autoencoder_config
+from calm_core.corpus.tokenise import tokenise
+from calm_core.latents.encode import encode_corpus
 from calm_core.params import Params, load_params
-from calm_core.precision import set_threads
 from calm_core.presets import load_preset
-from calm_core.randomness import generator
-from calm_core.token_files import TokenStream, TokenWriter
-from calm_core.tokenising import tokenise
-from calm_core.tokenizer import train_tokenizer
+from calm_core.runtime.precision import set_threads
+from calm_core.runtime.randomness import generator
+from calm_core.tokens.shards import TokenStream, TokenWriter
+from calm_core.tokens.tokenizer import train_tokenizer
 
 TIMES = (1, 4, 16)
 DOCUMENTS, PATCHES = 32_000, 1 << 19
@@ -88,7 +89,7 @@ def _encode_peak(folder: Path, patches: int) -> Memory:
 
 def _encode(params: Params, tokens: Path, latents: Path) -> None:
     set_threads(params.runtime.threads)
-    model = Autoencoder(AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size))
+    model = Autoencoder(autoencoder_config(params.autoencoder, params.tokenizer.vocabulary_size))
     model.initialise(generator(0, "benchmarks"))
     with Path(os.devnull).open("w", encoding="utf-8") as nothing, redirect_stderr(nothing):
         encode_corpus(model.eval(), TokenStream(tokens, "train"), latents, params.runtime.precision)

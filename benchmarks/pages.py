@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from calm_core.artefacts import write_text
+from calm_core.storage.atomic import write_text
 
 
 def rewrite_section(path: Path, name: str, text: str) -> None:

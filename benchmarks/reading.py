@@ -15,10 +15,10 @@ import torch
 from benchmarks.default_corpus import DefaultCorpus, default_corpus
 from benchmarks.default_steps import calm_step, transformer_step
 from benchmarks.measure import Result, alternately, median_ratio, medians
-from calm_core.encoding import encode_corpus
-from calm_core.latent_files import LatentCorpus
+from calm_core.latents.encode import encode_corpus
+from calm_core.latents.shards import LatentCorpus
 from calm_core.params import load_params
-from calm_core.training import batch_indices
+from calm_core.training.batches import batch_indices
 
 ROUNDS = 15
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Result
-from calm_core.artefacts import read_json, write_json
+from calm_core.storage.json_io import read_json, write_json
 
 RESULTS = Path("results/benchmarks.json")
 

@@ -30,12 +30,13 @@ from benchmarks.scaling_points import (
     corpus_points,
     model_points,
 )
-from calm_core.artefacts import write_json, write_text
-from calm_core.figures import CALM, NEUTRAL, SECOND, STYLE, TRANSFORMER, svg
-from calm_core.machine import describe_machine
 from calm_core.params import load_params
-from calm_core.precision import set_threads
-from calm_core.progress import progress
+from calm_core.report.figures import CALM, NEUTRAL, SECOND, STYLE, TRANSFORMER, svg
+from calm_core.runtime.machine import describe_machine
+from calm_core.runtime.precision import set_threads
+from calm_core.runtime.progress import progress
+from calm_core.storage.atomic import write_text
+from calm_core.storage.json_io import write_json
 
 ROUNDS = 5
 PLACES = {CONTEXT_AXIS: (64, 128, 256, 512, 1024), PATCH_AXIS: (1, 2, 4, 8), WIDTH_AXIS: (64, 128, 256, 512)}

@@ -1,13 +1,13 @@
 """Scaling on paper: CALM-M to CALM-XL on 8 to 1024 GPUs; FLOPs, memory, communication, disk, time (paper, section 7).
 
-FLOPs, memory and disk are ``calm_core.plan``'s; what is added is how a step's batch goes round, what the GPUs send one
+FLOPs, memory and disk are ``costs.plan``'s; what is added is how a step's batch goes round, what the GPUs send one
 another and how long that takes. The machine is one on paper: H100 SXM GPUs in nodes of 8, an InfiniBand port each.
 """
 
 from typing import NamedTuple
 
+from calm_core.costs.plan import FLOAT32_BYTES, MEMORY_LABELS, DeviceMemory, ModelPlan, plan, sharded
 from calm_core.params import Params
-from calm_core.plan import FLOAT32_BYTES, MEMORY_LABELS, DeviceMemory, ModelPlan, plan, sharded
 from calm_core.presets import load_preset
 
 MODELS, GPUS = ("calm-m", "calm-l", "calm-xl"), (8, 64, 256, 1024)

@@ -17,16 +17,17 @@ import torch
 from benchmarks.default_steps import calm_step, transformer_step
 from benchmarks.measure import seconds_of
 from benchmarks.synthetic_text import synthetic_documents
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.encoding import encode_corpus
-from calm_core.flops import calm_flops, transformer_flops
-from calm_core.generation import Prompts, Sampling, Step, calm_steps, transformer_steps
-from calm_core.latent_files import LatentCorpus
-from calm_core.params import LanguageModel, Params
-from calm_core.randomness import generator
-from calm_core.token_files import TokenStream
-from calm_core.tokenising import tokenise
-from calm_core.training import batch_indices
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.autoencoder.training import autoencoder_config
+from calm_core.corpus.tokenise import tokenise
+from calm_core.costs.flops import calm_flops, transformer_flops
+from calm_core.inference.decoding import Prompts, Sampling, Step, calm_steps, transformer_steps
+from calm_core.latents.encode import encode_corpus
+from calm_core.latents.shards import LatentCorpus
+from calm_core.params import LanguageModelParams, Params
+from calm_core.runtime.randomness import generator
+from calm_core.tokens.shards import TokenStream
+from calm_core.training.batches import batch_indices
 
 CONTEXT_AXIS, PATCH_AXIS, WIDTH_AXIS, CORPUS_AXIS = "context, tokens", "K, tokens a patch", "width", "corpus, tokens"
 STEP_TOKENS, CONTEXT = 1024, 256
@@ -73,7 +74,7 @@ def corpus_points(params: Params, folder: Path, sizes: Sequence[int]) -> Iterato
         trained = {"path": str(tokens / "tokenizer.json"), "vocabulary_size": vocabulary_size}
         tokenizer = tokenizer.model_copy(update=trained)
         params = params.model_copy(update={"tokenizer": tokenizer})
-        autoencoder = Autoencoder(AutoencoderConfig.from_params(params.autoencoder, vocabulary_size))
+        autoencoder = Autoencoder(autoencoder_config(params.autoencoder, vocabulary_size))
         autoencoder.initialise(generator(0, "scaling"))
         stream, precision = TokenStream(tokens, "train"), params.runtime.precision
         with redirect_stderr(StringIO()):
@@ -139,7 +140,7 @@ def _transformer_points(axis: str, x: int, params: Params) -> Iterator[Point]:
     yield Point(axis, "Transformer, generation", x, _generation(start, GENERATED_TOKENS), flops.inference_per_token)
 
 
-def _training(step: Callable[[], None], section: LanguageModel) -> Callable[[], float]:
+def _training(step: Callable[[], None], section: LanguageModelParams) -> Callable[[], float]:
     return _per_token(step, section.batch_sequences * section.context_tokens)
 
 
@@ -152,7 +153,7 @@ def _generation(start: Callable[[], Iterator[Step]], steps: int) -> Callable[[],
     return seconds
 
 
-def _prompts(section: LanguageModel, vocabulary_size: int) -> Prompts:
+def _prompts(section: LanguageModelParams, vocabulary_size: int) -> Prompts:
     """Prompts that the generated tokens fill up to the context."""
     shape = (GENERATED_SEQUENCES, section.context_tokens - GENERATED_TOKENS)
     token_ids = torch.randint(vocabulary_size, shape, generator=generator(0, "scaling"))

@@ -26,7 +26,7 @@ def starting() -> list[Result]:
         smoke_run(clone)
         return [
             _waited("dvc repro with nothing to do", [sys.executable, "-m", "dvc", "repro"], clone, 3.0),
-            _waited("calm --help", [sys.executable, "-m", "calm_core.command_line", "--help"], clone, 1.0),
+            _waited("calm --help", [sys.executable, "-m", "calm_core.cli", "--help"], clone, 1.0),
         ]
 
 

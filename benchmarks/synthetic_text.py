@@ -2,7 +2,7 @@
 
 import torch
 
-from calm_core.randomness import generator
+from calm_core.runtime.randomness import generator
 
 WORDS, VOCABULARY = 100, 20_000
 """Words of a document, and words there are."""

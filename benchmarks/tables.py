@@ -38,7 +38,7 @@ def markdown(entries: dict[str, Any]) -> str:
 
 
 def described(machine: dict[str, str]) -> str:
-    """The machine in a line; keys as in ``calm_core.machine``."""
+    """The machine in a line; keys as in ``calm_core.runtime.machine``."""
     torch = next(name for name in machine["packages"].split(", ") if name.startswith("torch "))
     facts = [f"{machine['threads']} threads of {machine['processor']}", f"bfloat16 {machine['bfloat16']}"]
     return ", ".join([*facts, machine["system"], torch, f"revision {machine['git revision']}"])

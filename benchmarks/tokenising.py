@@ -14,10 +14,11 @@ from pathlib import Path
 
 from benchmarks.default_corpus import default_corpus
 from benchmarks.measure import Result, alternately, median_ratio, medians
-from calm_core.corpus import documents
-from calm_core.params import Corpus, Params, load_params
-from calm_core.tokenising import BATCH_CHARACTERS, tokenise
-from calm_core.tokenizer import load_tokenizer
+from calm_core.corpus.documents import documents
+from calm_core.corpus.tokenise import tokenise
+from calm_core.params import CorpusParams, Params, load_params
+from calm_core.tokens.batch_encoding import BATCH_CHARACTERS
+from calm_core.tokens.tokenizer import load_tokenizer
 
 ROUNDS = 5
 
@@ -55,7 +56,7 @@ def _compared(name: str, alone: Callable[[], object], stage: Callable[[], object
     return Result(name, "encode_batch of `tokenizers` alone", median_ratio(pairs), "of its rate", ">=", 0.8, details)
 
 
-def _stage(params: Params, corpus: Corpus, folder: Path) -> None:
+def _stage(params: Params, corpus: CorpusParams, folder: Path) -> None:
     with redirect_stderr(StringIO()):
         tokenise(params.model_copy(update={"corpus": corpus}), folder)
 

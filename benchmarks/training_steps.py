@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Result, alternately, seconds_of
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig, Posterior, autoencoder_loss, draw
-from calm_core.backbone import BackboneConfig
-from calm_core.calm import Calm, CalmConfig
-from calm_core.energy_head import EnergyHeadConfig
-from calm_core.flops import calm_flops, decoder_parameters, encoder_parameters, transformer_flops
-from calm_core.head import HeadObjective
-from calm_core.optimiser import build_optimisers
-from calm_core.params import Training
-from calm_core.precision import autocast
-from calm_core.training import training_step
-from calm_core.transformer import Transformer, TransformerConfig, next_token_loss
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior, autoencoder_loss, draw
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.head import HeadObjective
+from calm_core.calm.model import Calm, CalmConfig
+from calm_core.costs.flops import calm_flops, decoder_parameters, encoder_parameters, transformer_flops
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.params import TrainingParams
+from calm_core.runtime.precision import autocast
+from calm_core.training.loop import training_step
+from calm_core.training.optimisers import build_optimisers
+from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 
 MATRIX_SIZE = 1024
 MATRIX_FLOPS = 2 * MATRIX_SIZE**3
@@ -169,7 +169,7 @@ def _against_matrix_rate(name: str, step: Step, goal: float, dtype: torch.dtype)
 
 
 def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    adamw = Training.model_construct(
+    adamw = TrainingParams.model_construct(
         optimiser="adamw", learning_rate=3e-4, embedding_learning_rate=3e-4, weight_decay=0.1
     )
     optimisers = build_optimisers(model, adamw)

@@ -2,7 +2,7 @@
 
 A stage reads its own sections, but the file is validated whole, so that a mistake anywhere stops a run
 before it starts. Defaults stand in params.yaml itself and nowhere else: the file shows all that a run depends on.
-Upper limits lie far above any use; they keep what is computed from sizes within 64 bits.
+Limits of sizes are those of the models' own config types (nn/limits.py).
 """
 
 from collections.abc import Callable
@@ -13,13 +13,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calm_core.errors import CalmError, one_line
+from calm_core.nn.limits import HalvedLayers, Layers, PatchSize, PositiveFloat, SamplingSteps, Width, require_heads
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
-Width = Annotated[int, Field(ge=1, le=1 << 20)]
-Layers = Annotated[int, Field(ge=1, le=1000)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 LARGEST_FILE, LARGEST_DEPTH = 1 << 18, 20
 """Bytes of a file of params, and levels in it, at most."""
@@ -34,7 +32,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Runtime(Section):
+class RuntimeParams(Section):
     """How the machine is used."""
 
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
@@ -53,7 +51,7 @@ class Runtime(Section):
         return self
 
 
-class Corpus(Section):
+class CorpusParams(Section):
     """Where the text comes from, and how it is split."""
 
     source: Literal["botocore", "files", "huggingface"]
@@ -76,7 +74,7 @@ class Corpus(Section):
         return self
 
 
-class Tokenizer(Section):
+class TokenizerParams(Section):
     """The byte-level BPE: trained on the training split, or loaded from a tokenizer.json."""
 
     path: str
@@ -84,7 +82,7 @@ class Tokenizer(Section):
     training_megabytes: Positive
 
 
-class Training(Section):
+class TrainingParams(Section):
     """What the three trainings share."""
 
     steps: Positive
@@ -104,15 +102,15 @@ class Training(Section):
         return self
 
 
-class Autoencoder(Training):
+class AutoencoderParams(TrainingParams):
     """The autoencoder's shape, objective and training (paper, section 2)."""
 
-    patch_size: Annotated[int, Field(ge=1, le=16)]
+    patch_size: PatchSize
     hidden_size: Width
     intermediate_size: Width
     latent_size: Width
-    encoder_layers: Annotated[int, Field(ge=2, le=1000)]
-    decoder_layers: Annotated[int, Field(ge=2, le=1000)]
+    encoder_layers: HalvedLayers
+    decoder_layers: HalvedLayers
     kl_weight: Annotated[float, Field(ge=0)]
     kl_clamp: Annotated[float, Field(ge=0)]
     token_dropout: Probability
@@ -125,7 +123,7 @@ class Autoencoder(Training):
         return self.steps * self.batch_patches * self.patch_size
 
 
-class LanguageModel(Training):
+class LanguageModelParams(TrainingParams):
     """The backbone and the batches of a language model."""
 
     hidden_size: Width
@@ -144,23 +142,17 @@ class LanguageModel(Training):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide hidden_size {self.hidden_size}")
-        if self.hidden_size // self.heads % 2:
-            size = self.hidden_size // self.heads
-            raise ValueError(f"hidden_size / heads is {size}; rotary embeddings need it even")
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"key_value_heads {self.key_value_heads} does not divide heads {self.heads}")
+        require_heads(self.hidden_size, self.heads, self.key_value_heads)
         return self
 
 
-class Transformer(LanguageModel):
+class TransformerParams(LanguageModelParams):
     """The baseline."""
 
     checkpoints: Annotated[int, Field(ge=3, le=10_000)]
 
 
-class Calm(LanguageModel):
+class CalmParams(LanguageModelParams):
     """The continuous language model, its head and its loss (paper, section 3)."""
 
     input: Literal["tokens", "latents"]
@@ -173,10 +165,10 @@ class Calm(LanguageModel):
     decoder_score: bool
     diffusion_steps: Annotated[int, Field(ge=2, le=1000)]
     flow_solver: Literal["euler", "midpoint"]
-    flow_steps: Annotated[int, Field(ge=1, le=1000)]
+    flow_steps: SamplingSteps
 
 
-class Evaluation(Section):
+class EvaluationParams(Section):
     """BrierLM (paper, section 4)."""
 
     samples: Samples
@@ -186,7 +178,7 @@ class Evaluation(Section):
     bootstrap_resamples: Annotated[int, Field(ge=100, le=10**6)]
 
 
-class Report(Section):
+class ReportParams(Section):
     """What the report shows beside the measurements."""
 
     sample_texts: Annotated[int, Field(ge=1, le=1000)]
@@ -199,14 +191,14 @@ class Params(Section):
     """params.yaml as a whole."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    runtime: Runtime
-    corpus: Corpus
-    tokenizer: Tokenizer
-    autoencoder: Autoencoder
-    calm: Calm
-    transformer: Transformer
-    evaluation: Evaluation
-    report: Report
+    runtime: RuntimeParams
+    corpus: CorpusParams
+    tokenizer: TokenizerParams
+    autoencoder: AutoencoderParams
+    calm: CalmParams
+    transformer: TransformerParams
+    evaluation: EvaluationParams
+    report: ReportParams
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

@@ -7,9 +7,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from calm_core.artefacts import write_text
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Params, parse_params, read_yaml
+from calm_core.storage.atomic import write_text
 
 PRESETS = Path("presets")
 

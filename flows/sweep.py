@@ -103,7 +103,7 @@ def sweep(
 
 
 def _plot(rows: list[dict[str, Any]]) -> str:
-    from calm_core.figures import CALM, TRANSFORMER, brierlm_against_flops
+    from calm_core.report.figures import CALM, TRANSFORMER, brierlm_against_flops
 
     models: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -6,10 +6,12 @@ FLOPs are counts and reproduce; the measured tokens a second go beside the stage
 from pathlib import Path
 from typing import Any
 
-from calm_core.artefacts import write_json
-from calm_core.autoencoder import AutoencoderConfig
-from calm_core.calm import CalmConfig
-from calm_core.flops import (
+from calm_core.autoencoder.model import AutoencoderConfig
+from calm_core.autoencoder.training import autoencoder_config
+from calm_core.calm.head import HeadObjective
+from calm_core.calm.model import CalmConfig
+from calm_core.calm.training import calm_config
+from calm_core.costs.flops import (
     ModelFlops,
     calm_flops,
     counted_calm_flops,
@@ -17,12 +19,13 @@ from calm_core.flops import (
     encoder_parameters,
     transformer_flops,
 )
-from calm_core.head import HeadObjective
+from calm_core.costs.throughput import tokens_per_second
 from calm_core.params import Params
-from calm_core.precision import set_threads
-from calm_core.throughput import tokens_per_second
-from calm_core.transformer import TransformerConfig
-from stages.running import Measured, run_stage
+from calm_core.runtime.precision import set_threads
+from calm_core.storage.json_io import write_json
+from calm_core.transformer.model import TransformerConfig
+from calm_core.transformer.training import transformer_config
+from stages.runner.run import Measured, run_stage
 
 PUBLISHED_CONTEXT = 2048
 PUBLISHED_SAMPLES = 8
@@ -51,9 +54,9 @@ def _published() -> dict[str, Any]:
 
 def _run(params: Params) -> tuple[dict[str, Any], tuple[CalmConfig, AutoencoderConfig, TransformerConfig]]:
     vocabulary_size = params.tokenizer.vocabulary_size
-    coder = AutoencoderConfig.from_params(params.autoencoder, vocabulary_size)
-    calm = CalmConfig.from_params(params.calm, coder)
-    transformer = TransformerConfig.from_params(params.transformer, vocabulary_size)
+    coder = autoencoder_config(params.autoencoder, vocabulary_size)
+    calm = calm_config(params.calm, coder)
+    transformer = transformer_config(params.transformer, vocabulary_size)
     scored_targets = HeadObjective().scored_targets if params.calm.decoder_score and params.calm.head == "energy" else 0
     calm_shape = (params.calm.context_tokens // coder.patch_size, params.calm.samples, scored_targets)
     context = params.transformer.context_tokens

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from calm_core.artefacts import write_json
 from calm_core.params import Params
-from stages.running import run_stage
+from calm_core.storage.json_io import write_json
+from stages.runner.run import run_stage
 
 
 def main(params: Params) -> None:

@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from calm_core.artefacts import write_json
-from calm_core.brier import bootstrap_brierlm
-from calm_core.evaluation import cross_entropy, evaluate_transformer
-from calm_core.metric_correlation import correlation
-from calm_core.model_files import load_model
+from calm_core.evaluation.brier import bootstrap_brierlm
+from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
+from calm_core.evaluation.correlation import correlation
 from calm_core.params import Params
-from calm_core.precision import set_threads
-from calm_core.provenance import require_intact
-from calm_core.randomness import generator
-from calm_core.token_files import TokenStream
-from calm_core.transformer import Transformer, TransformerConfig
-from stages.running import run_stage
+from calm_core.runtime.precision import set_threads
+from calm_core.runtime.randomness import generator
+from calm_core.storage.json_io import write_json
+from calm_core.storage.model_folder import load_model
+from calm_core.storage.provenance import require_intact
+from calm_core.tokens.shards import TokenStream
+from calm_core.transformer.model import Transformer
+from stages.runner.run import run_stage
 
 STAGE = "correlate_brierlm"
 TOKENS = Path("data/tokens")
@@ -32,7 +32,7 @@ def main(params: Params) -> None:
     tokens = TokenStream(TOKENS, "validation")
     rows: list[dict[str, Any]] = []
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
-        model = load_model(Transformer, TransformerConfig, folder)
+        model = load_model(Transformer, folder)
         documents = evaluate_transformer(
             model, tokens, context, params.autoencoder.patch_size, batch, limit, SAMPLES, params.seed
         )

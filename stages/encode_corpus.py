@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from calm_core.artefacts import whole_directory
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.encoding import encode_corpus, help_to_encode
-from calm_core.finished_files import FinishedFiles
-from calm_core.machine import numerics
-from calm_core.model_files import load_model
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.latents.encode import encode_corpus, help_to_encode
 from calm_core.params import Params
-from calm_core.precision import set_threads
-from calm_core.processes import joined
-from calm_core.provenance import describe_latents, require_intact, require_tokenizer_of
-from calm_core.token_files import TokenStream
-from stages.interrupted import folder_of, mark_finished
-from stages.running import run_stage
+from calm_core.runtime.machine import numerics
+from calm_core.runtime.precision import set_threads
+from calm_core.runtime.process_group import joined
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.model_folder import load_model
+from calm_core.storage.provenance import describe_latents, require_intact, require_tokenizer_of
+from calm_core.storage.resumable import FinishedFiles
+from calm_core.tokens.shards import TokenStream
+from stages.runner.resume import folder_of, mark_finished
+from stages.runner.run import run_stage
 
 TOKENS, TRAINED = Path("data/tokens"), Path("models/autoencoder")
 
@@ -24,10 +24,10 @@ def main(params: Params) -> None:
     set_threads(params.runtime.threads)
     require_intact(TOKENS)
     require_tokenizer_of(TRAINED, TOKENS)
-    model = load_model(Autoencoder, AutoencoderConfig, TRAINED)
+    model = load_model(Autoencoder, TRAINED)
     precision = params.runtime.precision
     kept = FinishedFiles(folder_of("encode_corpus", params, numerics(precision)), "encode_corpus")
-    with joined(params.runtime) as processes:
+    with joined(params.runtime.device) as processes:
         if not processes.is_first:
             help_to_encode(model, precision, kept, processes)
             return

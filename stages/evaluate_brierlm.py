@@ -5,19 +5,19 @@ from typing import Any
 
 import polars as pl
 
-from calm_core.artefacts import write_json
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.brier import bootstrap_brierlm
-from calm_core.calm import Calm, CalmConfig
-from calm_core.evaluation import cross_entropy, evaluate_calm, evaluate_transformer
-from calm_core.model_files import AUTOENCODER, load_model
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.model import Calm
+from calm_core.evaluation.brier import bootstrap_brierlm
+from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.params import Params
-from calm_core.precision import set_threads
-from calm_core.provenance import require_intact, require_tokenizer_of
-from calm_core.randomness import generator
-from calm_core.token_files import TokenStream
-from calm_core.transformer import Transformer, TransformerConfig
-from stages.running import run_stage
+from calm_core.runtime.precision import set_threads
+from calm_core.runtime.randomness import generator
+from calm_core.storage.json_io import write_json
+from calm_core.storage.model_folder import AUTOENCODER, load_model
+from calm_core.storage.provenance import require_intact, require_tokenizer_of
+from calm_core.tokens.shards import TokenStream
+from calm_core.transformer.model import Transformer
+from stages.runner.run import run_stage
 
 STAGE = "evaluate_brierlm"
 TOKENS = Path("data/tokens")
@@ -31,9 +31,9 @@ def main(params: Params) -> None:
     for model in ("calm", "transformer"):
         require_tokenizer_of(Path("models") / model, TOKENS)
     tokens = TokenStream(TOKENS, "validation")
-    autoencoder = load_model(Autoencoder, AutoencoderConfig, Path("models/calm") / AUTOENCODER)
-    calm = load_model(Calm, CalmConfig, Path("models/calm"))
-    transformer = load_model(Transformer, TransformerConfig, Path("models/transformer"))
+    autoencoder = load_model(Autoencoder, Path("models/calm") / AUTOENCODER)
+    calm = load_model(Calm, Path("models/calm"))
+    transformer = load_model(Transformer, Path("models/transformer"))
     batch, limit = settings.batch_sequences, settings.tokens
     context, patch_size = params.transformer.context_tokens, calm.config.patch_size
     calm_documents = evaluate_calm(

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from calm_core.artefacts import read_json, write_text
-from calm_core.model_card import render_model_card
-from calm_core.model_files import read_config
 from calm_core.params import Params
-from calm_core.token_files import DESCRIPTION
-from stages.running import run_stage
+from calm_core.report.model_card import render_model_card
+from calm_core.storage.atomic import write_text
+from calm_core.storage.json_io import read_json
+from calm_core.storage.model_folder import read_config
+from calm_core.storage.provenance import DESCRIPTION
+from stages.runner.run import run_stage
 
 
 def main(params: Params) -> None:

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import torch
 
-from calm_core.artefacts import read_json, write_text
-from calm_core.generation import Sampling
-from calm_core.language_model import load_language_model
-from calm_core.machine import describe_machine
+from calm_core.inference.decoding import Sampling
+from calm_core.inference.language_model import load_language_model
 from calm_core.params import Params
-from calm_core.precision import set_threads
-from calm_core.provenance import require_intact, require_tokenizer_of
-from calm_core.report import read_curves, render_report
-from calm_core.token_files import DESCRIPTION, TokenStream
-from stages.running import run_stage
+from calm_core.report.page import read_curves, render_report
+from calm_core.runtime.machine import describe_machine
+from calm_core.runtime.precision import set_threads
+from calm_core.storage.atomic import write_text
+from calm_core.storage.json_io import read_json
+from calm_core.storage.provenance import DESCRIPTION, require_intact, require_tokenizer_of
+from calm_core.tokens.shards import TokenStream
+from stages.runner.run import run_stage
 
 RESULTS, TOKENS = Path("results"), Path("data/tokens")
 

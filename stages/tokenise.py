@@ -4,13 +4,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calm_core.artefacts import whole_directory
-from calm_core.corpus import source_files
-from calm_core.finished_files import FinishedFiles
+from calm_core.corpus.text_files import source_files
+from calm_core.corpus.tokenise import tokenise
 from calm_core.params import Params
-from calm_core.tokenising import tokenise
-from stages.interrupted import folder_of, mark_finished
-from stages.running import run_stage
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.resumable import FinishedFiles
+from stages.runner.resume import folder_of, mark_finished
+from stages.runner.run import run_stage
 
 
 def main(params: Params) -> None:

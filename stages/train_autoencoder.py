@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from calm_core.artefacts import write_json
-from calm_core.autoencoder_training import reconstruction, train_autoencoder
-from calm_core.model_files import count_parameters, save_model
+from calm_core.autoencoder.training import reconstruction, train_autoencoder
 from calm_core.params import Params
-from calm_core.provenance import require_intact
-from calm_core.token_files import TokenStream, vocabulary_size
-from calm_core.tokenizer import load_tokenizer
-from stages.checkpointing import finished
-from stages.running import Measured, run_stage
-from stages.training_run import training_run
+from calm_core.storage.json_io import write_json
+from calm_core.storage.model_folder import count_parameters, save_model
+from calm_core.storage.provenance import require_intact
+from calm_core.tokens.shards import TokenStream, vocabulary_size
+from calm_core.tokens.tokenizer import load_tokenizer
+from stages.runner.checkpointing import finished
+from stages.runner.run import Measured, run_stage
+from stages.runner.training_session import training_run
 
 TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.calm_training import train_calm
-from calm_core.latent_files import LatentCorpus
-from calm_core.model_files import AUTOENCODER, load_model, load_model_tokenizer, save_model
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.training import train_calm
+from calm_core.latents.shards import LatentCorpus
 from calm_core.params import Params
-from calm_core.provenance import require_intact, require_latents_of, require_tokenizer_of
-from calm_core.token_files import TokenStream
-from stages.checkpointing import finished
-from stages.running import Measured, run_stage
-from stages.training_run import training_run
+from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
+from calm_core.storage.provenance import require_intact, require_latents_of, require_tokenizer_of
+from calm_core.tokens.shards import TokenStream
+from calm_core.tokens.tokenizer import load_tokenizer
+from stages.runner.checkpointing import finished
+from stages.runner.run import Measured, run_stage
+from stages.runner.training_session import training_run
 
 TOKENS, LATENTS = Path("data/tokens"), Path("data/latents")
 TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
@@ -24,14 +25,14 @@ def main(params: Params) -> Measured:
     require_latents_of(LATENTS, TRAINED, TOKENS)
     require_tokenizer_of(TRAINED, TOKENS)
     tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS)
-    autoencoder = load_model(Autoencoder, AutoencoderConfig, TRAINED)
+    autoencoder = load_model(Autoencoder, TRAINED)
     with training_run("train_calm", params, Path("results/training/calm")) as run:
         model = train_calm(params, tokens, latents, autoencoder, *run)
     checkpoints = run.checkpoints
     if checkpoints is None:
         return {}
     seconds = checkpoints.seconds
-    tokenizer = load_model_tokenizer(TRAINED)
+    tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
     save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
     finished(checkpoints)

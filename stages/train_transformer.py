@@ -3,17 +3,17 @@
 import shutil
 from pathlib import Path
 
-from calm_core.artefacts import whole_directory
-from calm_core.model_files import save_model
 from calm_core.params import Params
-from calm_core.provenance import require_intact
-from calm_core.token_files import TokenStream, vocabulary_size
-from calm_core.tokenizer import load_tokenizer
-from calm_core.transformer import Transformer
-from calm_core.transformer_training import train_transformer
-from stages.checkpointing import finished
-from stages.running import Measured, run_stage
-from stages.training_run import training_run
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.model_folder import save_model
+from calm_core.storage.provenance import require_intact
+from calm_core.tokens.shards import TokenStream, vocabulary_size
+from calm_core.tokens.tokenizer import load_tokenizer
+from calm_core.transformer.model import Transformer
+from calm_core.transformer.training import train_transformer
+from stages.runner.checkpointing import finished
+from stages.runner.run import Measured, run_stage
+from stages.runner.training_session import training_run
 
 TOKENS = Path("data/tokens")
 

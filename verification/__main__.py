@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from calm_core.comparison import differences
+from verification.comparison import differences
 from verification.smoke_run import LOCK, output_of, smoke_run
 
 NOT_COMPARED = ("timings.json", "timings.js")

@@ -15,7 +15,7 @@ def smoke_run(folder: Path) -> None:
     """
     output_of(Path.cwd(), "git", "clone", "--quiet", "--no-hardlinks", str(Path.cwd()), str(folder))
     (folder / LOCK).unlink(missing_ok=True)
-    output_of(folder, sys.executable, "-m", "calm_core.command_line", "preset", "smoke")
+    output_of(folder, sys.executable, "-m", "calm_core.cli", "preset", "smoke")
     log = folder / "repro.log"
     with log.open("w", encoding="utf-8") as output:
         ended = subprocess.run(

@@ -19,8 +19,7 @@ from benchmarks.scaling_points import (
 )
 from calm_core.params import Params
 from calm_core.presets import load_preset
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 @pytest.fixture()

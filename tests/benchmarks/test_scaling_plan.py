@@ -1,7 +1,6 @@
 """The plan on paper against closed forms, a ring walked through step by step, and ``calm plan``."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +14,11 @@ from benchmarks.scaling_plan import (
     ring_seconds,
     sequences_at_once,
 )
+from calm_core.costs.plan import DeviceMemory, ModelPlan
 from calm_core.params import Params
-from calm_core.plan import DeviceMemory, ModelPlan
 from calm_core.presets import load_preset
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 GIGABYTE = 10**9
 P = 10**9
 MEMORY = DeviceMemory(

@@ -10,12 +10,11 @@ from benchmarks import generation
 from benchmarks.default_corpus import DefaultCorpus, default_corpus
 from benchmarks.encoding import encode_every_patch
 from benchmarks.synthetic_text import synthetic_documents
-from calm_core.encoding import encode_corpus
-from calm_core.latent_files import LatentCorpus
+from calm_core.latents.encode import encode_corpus
+from calm_core.latents.shards import LatentCorpus
 from calm_core.presets import load_preset
-from calm_core.whole_files import load_tensors
-
-ROOT = Path(__file__).parents[2]
+from calm_core.storage.tensors import load_tensors
+from tests import ROOT
 
 
 @pytest.fixture()

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,8 +5,7 @@ import yaml
 
 from calm_core.params import Params, parse_params
 from calm_core.presets import load_preset
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 @pytest.fixture()

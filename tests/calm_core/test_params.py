@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from calm_core.errors import CalmError
 from calm_core.params import load_params, parse_params
 from calm_core.presets import apply_preset, load_preset, preset_names
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 def test_committed_params_are_valid(values: dict[str, Any]) -> None:

@@ -1,17 +1,16 @@
 """The published configurations: what the paper prints of them follows from the presets."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
-from calm_core.autoencoder import AutoencoderConfig
-from calm_core.calm import CalmConfig
-from calm_core.flops import ModelFlops, calm_flops, transformer_flops
+from calm_core.autoencoder.model import AutoencoderConfig
+from calm_core.autoencoder.training import autoencoder_config
+from calm_core.calm.training import calm_config
+from calm_core.costs.flops import ModelFlops, calm_flops, transformer_flops
 from calm_core.presets import load_preset, preset_names
-from calm_core.transformer import TransformerConfig
+from calm_core.transformer.training import transformer_config
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 TRAINING_TOKENS = 5.0e11
 """What the paper's figures are counted over."""
 
@@ -30,16 +29,16 @@ def overlay(name: str) -> dict[str, dict[str, object]]:
 def calm(name: str) -> tuple[ModelFlops, int]:
     """FLOPs of a preset's CALM, and the tokens it trains on."""
     params = load_preset(name)
-    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
+    coder = autoencoder_config(params.autoencoder, params.tokenizer.vocabulary_size)
     context = params.calm.context_tokens // coder.patch_size
-    config = CalmConfig.from_params(params.calm, coder)
+    config = calm_config(params.calm, coder)
     return calm_flops(config, coder, context, params.calm.samples), params.calm.training_tokens
 
 
 def transformer(name: str) -> tuple[ModelFlops, int]:
     """FLOPs of a preset's Transformer, and the tokens it trains on."""
     params = load_preset(name)
-    config = TransformerConfig.from_params(params.transformer, params.tokenizer.vocabulary_size)
+    config = transformer_config(params.transformer, params.tokenizer.vocabulary_size)
     return transformer_flops(config, params.transformer.context_tokens), params.transformer.training_tokens
 
 
@@ -52,7 +51,7 @@ def test_all_published_configurations_are_there() -> None:
 
 def test_autoencoder() -> None:
     params = load_preset("autoencoder")
-    coder = AutoencoderConfig.from_params(params.autoencoder, params.tokenizer.vocabulary_size)
+    coder = autoencoder_config(params.autoencoder, params.tokenizer.vocabulary_size)
     assert coder == AutoencoderConfig()
     assert params.autoencoder.training_tokens == pytest.approx(15e9, rel=0.05)
 

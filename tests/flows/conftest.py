@@ -17,7 +17,6 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parents[2]
 
 STEP = """
 import json, os, pathlib, sys, time, yaml

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.faults import small_shards
-from tests.reliability.stage_processes import DATA_STAGES, STAGES, make_project, run_stage_process, run_stages
+from tests.reliability.support.faults import small_shards
+from tests.reliability.support.stage_processes import DATA_STAGES, STAGES, make_project, run_stage_process, run_stages
 
 # There is one server for all tests, started by the first that needs it: what it imports is settled before any of them.
-multiprocessing.set_forkserver_preload(["tests.reliability.preloaded"])
+multiprocessing.set_forkserver_preload(["tests.reliability.support.preloaded"])
 
 
 @pytest.fixture(scope="session")

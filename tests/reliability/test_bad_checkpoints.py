@@ -23,22 +23,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.backbone import BackboneConfig
-from calm_core.calm import Calm, CalmConfig
-from calm_core.diffusion_head import DiffusionHeadConfig
-from calm_core.energy_head import EnergyHeadConfig
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.diffusion_head import DiffusionHeadConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.model import Calm, CalmConfig
 from calm_core.errors import CalmError
-from calm_core.language_model import load_language_model
-from calm_core.latent_files import LatentCorpus
-from calm_core.model_files import AUTOENCODER, save_model
-from calm_core.provenance import require_intact
-from calm_core.reference_checkpoint import export_checkpoint, import_checkpoint
-from calm_core.token_files import TokenStream, TokenWriter, vocabulary_size
-from calm_core.tokenizer import load_tokenizer, train_tokenizer
-from calm_core.transformer import Transformer, TransformerConfig
-from tests.calm_core.reference_data import reference_weights, write_reference
-from tests.reliability.bad_input import PLAIN, Content, bounded, complaint, damaged, tries
+from calm_core.inference.language_model import load_language_model
+from calm_core.latents.shards import LatentCorpus
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.reference.exporting import export_checkpoint
+from calm_core.reference.importing import import_checkpoint
+from calm_core.storage.model_folder import AUTOENCODER, save_model
+from calm_core.storage.provenance import require_intact
+from calm_core.tokens.shards import TokenStream, TokenWriter, vocabulary_size
+from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer
+from calm_core.transformer.model import Transformer, TransformerConfig
+from tests.calm_core.reference.reference_data import reference_weights, write_reference
+from tests.reliability.support.bad_input import PLAIN, Content, bounded, complaint, damaged, tries
 
 BACKBONE = BackboneConfig(8, 12, 1, 2, 1)
 DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64,

@@ -14,17 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.backbone import BackboneConfig
-from calm_core.calm import Calm, CalmConfig
-from calm_core.command_line import main
-from calm_core.energy_head import EnergyHeadConfig
-from calm_core.model_files import AUTOENCODER, save_model
-from calm_core.tokenizer import train_tokenizer
-from calm_core.transformer import Transformer, TransformerConfig
-from tests.reliability.bad_input import TEXTS, assert_one_line, bounded, tries
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.model import Calm, CalmConfig
+from calm_core.cli import main
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.storage.model_folder import AUTOENCODER, save_model
+from calm_core.tokens.tokenizer import train_tokenizer
+from calm_core.transformer.model import Transformer, TransformerConfig
+from tests import ROOT
+from tests.reliability.support.bad_input import TEXTS, assert_one_line, bounded, tries
 
-ROOT = Path(__file__).parents[2]
 TEXT = "the quick brown fox, jumps; über the łazy dog. "
 BACKBONE = BackboneConfig(8, 12, 1, 2, 1)
 
@@ -53,7 +53,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models are too small to share."""
-    monkeypatch.setattr("calm_core.precision.set_threads", lambda threads: None)
+    monkeypatch.setattr("calm_core.runtime.precision.set_threads", lambda threads: None)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -236,12 +236,12 @@ def test_a_lack_of_memory_is_told(workspace: Path, tmp_path: Path) -> None:
     """In a process of its own, limited from the first use of the model on: libraries short of memory may abort."""
     folder = shutil.copytree(workspace, tmp_path / "work")
     program = (
-        "import torch, calm_core.command_line, calm_core.transformer, tests.reliability.faults as faults\n"
+        "import torch, calm_core.cli, calm_core.transformer.model, tests.reliability.support.faults as faults\n"
         "def hidden_states(*arguments):\n"
         "    faults.limit_memory(1 << 20)\n"
         "    return torch.zeros(1 << 28)\n"
-        "calm_core.transformer.Transformer.hidden_states = hidden_states\n"
-        "calm_core.command_line.main()\n"
+        "calm_core.transformer.model.Transformer.hidden_states = hidden_states\n"
+        "calm_core.cli.main()\n"
     )
     line = "evaluate --model transformer --corpus text.txt --context 120 --every 1"
     ended = subprocess.run(

@@ -16,14 +16,14 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from calm_core.corpus import documents, is_validation
-from calm_core.json_files import require_objects
-from calm_core.params import Corpus
-from calm_core.tokenizer import END_OF_TEXT, PAD, end_of_text_id, load_tokenizer, train_tokenizer
-from tests.reliability.bad_input import TEXTS, Content, assert_one_line, complaint, damaged, tries
-from tests.reliability.corpus_reader import CorpusReader
+from calm_core.corpus.documents import documents, is_validation
+from calm_core.corpus.json_guard import require_objects
+from calm_core.params import CorpusParams
+from calm_core.tokens.tokenizer import END_OF_TEXT, PAD, end_of_text_id, load_tokenizer, train_tokenizer
+from tests import ROOT
+from tests.reliability.support.bad_input import TEXTS, Content, assert_one_line, complaint, damaged, tries
+from tests.reliability.support.corpus_reader import CorpusReader
 
-ROOT = Path(__file__).parents[2]
 CORPUS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["corpus"]
 
 LONG = st.builds(lambda text, times: text * times, st.text(max_size=20), st.sampled_from([0, 1, 2, 1000, 20_000]))
@@ -44,8 +44,8 @@ def reader() -> Iterator[CorpusReader]:
     reader.end()
 
 
-def files(*paths: Path, **changes: Any) -> Corpus:
-    return Corpus.model_validate({**CORPUS, "source": "files", "paths": [str(path) for path in paths], **changes})
+def files(*paths: Path, **changes: Any) -> CorpusParams:
+    return CorpusParams.model_validate({**CORPUS, "source": "files", "paths": [str(path) for path in paths], **changes})
 
 
 def read(reader: CorpusReader, path: Path, content: bytes, **changes: Any) -> list[str] | None:
@@ -203,7 +203,7 @@ def test_any_file_name(name: str, reader: CorpusReader, tmp_path: Path) -> None:
 @given(pattern=TEXTS | st.sampled_from(["", "\0", "x" * 5000, "nothing/**", "[", "\udcff", "http://localhost:1/a.txt"]))
 def test_any_path(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    corpus = Corpus.model_validate({**CORPUS, "source": "files", "paths": [pattern]})
+    corpus = CorpusParams.model_validate({**CORPUS, "source": "files", "paths": [pattern]})
     assert complaint(lambda: list(documents(corpus)))
 
 

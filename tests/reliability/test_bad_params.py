@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from calm_core.params import Params, load_params, parse_params
 from calm_core.presets import apply_preset, load_preset
-from tests.reliability.bad_input import PLAIN, TEXTS, complaint, damaged, tries
+from tests import ROOT
+from tests.reliability.support.bad_input import PLAIN, TEXTS, complaint, damaged, tries
 
-ROOT = Path(__file__).parents[2]
 CONTENT = (ROOT / "params.yaml").read_bytes()
 VALUES = yaml.safe_load(CONTENT)
 PLACES = [(section,) for section in VALUES] + [

@@ -11,16 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import calm_core.checkpoints
-from calm_core.checkpoints import Checkpoint, CheckpointStore
+import calm_core.training.checkpoints
 from calm_core.errors import CalmError
 from calm_core.params import Params, load_params
-from calm_core.training import train
+from calm_core.training.checkpoints import Checkpoint, CheckpointStore
+from calm_core.training.loop import train
+from tests import ROOT
 
 STEPS = 450
 """Of the training in these tests: two steps lie between two points of its curve."""
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture()
@@ -148,7 +147,7 @@ def test_another_machine_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_they_take_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that runs as steps and writing do, for cheap and for dear checkpoints."""
     now = 0.0
-    monkeypatch.setattr(calm_core.checkpoints.time, "monotonic", lambda: now)
+    monkeypatch.setattr(calm_core.training.checkpoints.time, "monotonic", lambda: now)
     for seconds_to_write in (0.05, 3.0, 40.0):
         store = CheckpointStore(tmp_path / f"{seconds_to_write}", "test")
 
@@ -157,7 +156,7 @@ def test_they_take_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest
             now += seconds
             path.write_bytes(b"checkpoint")
 
-        monkeypatch.setattr(calm_core.checkpoints, "save_tensors", save)
+        monkeypatch.setattr(calm_core.training.checkpoints, "save_tensors", save)
         begin, writing, longest, last = now, 0.0, 0.0, now
         for step in range(5_000):
             now += 9.0

@@ -18,20 +18,20 @@ import numpy as np
 import pyarrow
 import torch
 
-import calm_core.corpus
-import calm_core.encoding
-import calm_core.latent_files
-import calm_core.patch_index
-import calm_core.token_files
-import calm_core.tokenising
-from calm_core.autoencoder import Autoencoder, AutoencoderConfig
-from calm_core.encoding import encode_corpus
-from calm_core.finished_files import FinishedFiles
+import calm_core.corpus.text_files
+import calm_core.latents.distinct_patches
+import calm_core.latents.encode
+import calm_core.latents.shards
+import calm_core.tokens.batch_encoding
+import calm_core.tokens.shards
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.corpus.tokenise import tokenise
+from calm_core.latents.encode import encode_corpus
 from calm_core.params import Params
 from calm_core.presets import load_preset
-from calm_core.token_files import TokenStream, TokenWriter
-from calm_core.tokenising import tokenise
-from tests.reliability.faults import limit_data
+from calm_core.storage.resumable import FinishedFiles
+from calm_core.tokens.shards import TokenStream, TokenWriter
+from tests.reliability.support.faults import limit_data
 
 TIMES = 20
 """How many times the memory the corpus is large."""
@@ -53,13 +53,13 @@ def small_constants() -> None:
     # What takes memory by the megabyte, whatever it needs: Arrow's own pool, and a pool for each thread of polars.
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     os.environ["POLARS_MAX_THREADS"] = "1"
-    calm_core.corpus.PIECE_BYTES = 1 << 16
-    calm_core.tokenising.BATCH_CHARACTERS = 1 << 16
-    calm_core.token_files.SHARD_TOKENS = 1 << 19
-    calm_core.token_files.COPIED_TOKENS = 1 << 14
-    calm_core.patch_index.CHUNK_PATCHES = calm_core.patch_index.PARTITION_PATCHES = 1 << 10
-    calm_core.encoding.ENCODING_BATCH = 1 << 9
-    calm_core.encoding.SHARD_PATCHES = calm_core.latent_files.SHARD_PATCHES = 1 << 15
+    calm_core.corpus.text_files.PIECE_BYTES = 1 << 16
+    calm_core.tokens.batch_encoding.BATCH_CHARACTERS = 1 << 16
+    calm_core.tokens.shards.SHARD_TOKENS = 1 << 19
+    calm_core.tokens.shards.COPIED_TOKENS = 1 << 14
+    calm_core.latents.distinct_patches.CHUNK_PATCHES = calm_core.latents.distinct_patches.PARTITION_PATCHES = 1 << 10
+    calm_core.latents.encode.ENCODING_BATCH = 1 << 9
+    calm_core.latents.encode.SHARD_PATCHES = calm_core.latents.shards.SHARD_PATCHES = 1 << 15
 
 
 def corpus(params: Params, path: Path, characters: int) -> tuple[Params, int]:

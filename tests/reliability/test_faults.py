@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.reliability.faults import (
+from tests.reliability.support.faults import (
     fill_disk,
     limit_files,
     loss_at_step,
@@ -22,7 +22,14 @@ from tests.reliability.faults import (
     save_every_step,
     stuck_at_step,
 )
-from tests.reliability.stage_processes import ROOT, STAGES, Ended, fingerprint, remove_outputs, run_stage_process
+from tests.reliability.support.stage_processes import (
+    ROOT,
+    STAGES,
+    Ended,
+    fingerprint,
+    remove_outputs,
+    run_stage_process,
+)
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
 READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", "evaluate_brierlm", "correlate_brierlm", "report")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.faults import (
+from tests.reliability.support.faults import (
     SHARD,
     count_file_events,
     kill_at_file_event,
@@ -22,7 +22,7 @@ from tests.reliability.faults import (
     signal_at_step,
     small_shards,
 )
-from tests.reliability.stage_processes import DATA_STAGES, STAGES, Fault, fingerprint, run_stage_process
+from tests.reliability.support.stage_processes import DATA_STAGES, STAGES, Fault, fingerprint, run_stage_process
 
 TRAININGS = {"train_autoencoder": 30, "train_calm": 12, "train_transformer": 12}
 """Each training with its steps, see presets/smoke.yaml."""

@@ -16,9 +16,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from calm_core.processes import Processes
-from calm_core.training import batch_indices
-from tests.reliability.faults import (
+from calm_core.runtime.process_group import Processes
+from calm_core.training.batches import batch_indices
+from tests.reliability.support.faults import (
     kill_at_shard,
     kill_at_step,
     loss_at_step,
@@ -26,7 +26,14 @@ from tests.reliability.faults import (
     save_every_step,
     small_shards,
 )
-from tests.reliability.stage_processes import ROOT, Ended, Fault, fingerprint, run_stage_process, run_stage_processes
+from tests.reliability.support.stage_processes import (
+    ROOT,
+    Ended,
+    Fault,
+    fingerprint,
+    run_stage_process,
+    run_stage_processes,
+)
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
 

@@ -18,17 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flows.ui
-from calm_core.corpus import documents
-from calm_core.model_card import render_model_card
-from calm_core.params import Corpus, Params, load_params, parse_params
-from calm_core.report import render_report
+from calm_core.corpus.documents import documents
+from calm_core.params import CorpusParams, Params, load_params, parse_params
+from calm_core.report.model_card import render_model_card
+from calm_core.report.page import render_report
 from flows.artifacts import _code
 from flows.processes import Processes
-from tests.calm_core.test_report import report_arguments
-from tests.reliability.bad_input import TEXTS, complaint, tries
+from tests import ROOT
+from tests.calm_core.report.test_page import report_arguments
+from tests.reliability.support.bad_input import TEXTS, complaint, tries
 from verification.audit import CLEAN, UNKNOWN, VULNERABLE, judge
 
-ROOT = Path(__file__).parents[2]
 SOURCES = [
     path
     for part in ("calm_core", "stages", "flows", "benchmarks", "verification")
@@ -100,7 +100,7 @@ def test_a_script_of_a_dataset_is_not_run(data: dict[str, str], tmp_path: Path) 
         (folder / name).write_text(text)
     section = yaml.safe_load((ROOT / "params.yaml").read_text())["corpus"]
     for dataset in (folder, folder / "mine.py"):
-        corpus = Corpus.model_validate({**section, "source": "huggingface", "dataset": str(dataset)})
+        corpus = CorpusParams.model_validate({**section, "source": "huggingface", "dataset": str(dataset)})
         assert "no code of a dataset is run" in (complaint(lambda corpus=corpus: list(documents(corpus))) or "")
     assert not (tmp_path / "harm").exists()
 
@@ -112,7 +112,7 @@ def test_reading_files_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.jsonl").write_text('{"text": "more"}')
     section = yaml.safe_load((ROOT / "params.yaml").read_text())["corpus"]
-    corpus = Corpus.model_validate({**section, "source": "files", "paths": [str(tmp_path)]})
+    corpus = CorpusParams.model_validate({**section, "source": "files", "paths": [str(tmp_path)]})
     assert list(documents(corpus)) == ["text", "more"]
     assert not asked
 
@@ -179,7 +179,7 @@ def test_a_browser_runs_nothing_of_it(params: Params, tmp_path: Path) -> None:
     hostile = "".join(HOSTILE)
     (tmp_path / "report.html").write_text(page_with(hostile, params), encoding="utf-8")
     timings = {hostile: {"seconds": 1.0, "training_tokens_per_second": 3.0, "machine": hostile}}
-    # As stages/running.py writes it.
+    # As stages/runner/run.py writes it.
     script = f"window.timings = {json.dumps(timings)};\n"
     (tmp_path / "timings.js").write_text(script, encoding="utf-8")
     command = [

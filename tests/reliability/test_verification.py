@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from calm_core.comparison import differences
-from tests.reliability.stage_processes import run_stage_process
+from tests.reliability.support.stage_processes import run_stage_process
 from verification.__main__ import compare
+from verification.comparison import differences
 
 
 @pytest.fixture()

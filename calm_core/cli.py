@@ -1,0 +1,321 @@
+"""The `calm` command: a mistake of the user's is one line and exit status 2.
+
+Commands import what they need when they run, so that `calm --help` waits neither for torch nor for pydantic.
+"""
+
+import io
+import json
+import os
+import re
+import sys
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from calm_core.errors import CalmError, one_line, single_line
+
+if TYPE_CHECKING:
+    from calm_core.inference.language_model import Continuation, LanguageModel
+
+app = typer.Typer(
+    help="Reproduce CALM, a language model that predicts one vector for every K tokens.\n\n"
+    "Start with `dvc repro`: it trains the models and writes results/report.html. Change params.yaml, or write a "
+    "preset over it, and run it again. Then `calm generate --model models/calm --prompt TEXT`.",
+    add_completion=False,
+)
+
+ModelFolder = Annotated[Path, typer.Option("--model", help="A folder such as models/calm or models/transformer.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result.")]
+
+LARGEST_PROMPTS = 1 << 28
+"""Bytes of a file of prompts, at most."""
+
+
+class Sampler(StrEnum):
+    """How CALM sharpens below temperature 1."""
+
+    batch = "batch"
+    exact = "exact"
+
+
+@app.command()
+def check() -> None:
+    """Validate params.yaml."""
+    from calm_core.params import load_params
+
+    load_params()
+    typer.echo("params.yaml is valid")
+
+
+@app.command()
+def preset(name: Annotated[str, typer.Argument(help="A file of presets/, without its ending.")] = "") -> None:
+    """Write a preset over params.yaml; without a name, list the presets."""
+    from calm_core.presets import apply_preset, preset_names
+
+    if not name:
+        typer.echo("\n".join(preset_names()))
+        return
+    apply_preset(name)
+    typer.echo(f"params.yaml now follows presets/{name}.yaml; `git diff params.yaml` shows how, `dvc repro` runs it")
+
+
+@app.command()
+def plan(
+    preset: Annotated[str, typer.Option(help="A preset; params.yaml as it is if none is named.")] = "",
+    devices: Annotated[int, typer.Option(help="How many accelerators train.")] = 1,
+    utilisation: Annotated[float, typer.Option(help="Share of their peak that training reaches, in (0, 1].")] = 0.4,
+    device_flops: Annotated[float, typer.Option(help="Peak FLOPs a second of one; an H100's in bf16.")] = 989e12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run would take, without running it: parameters, FLOPs, memory, disk and time."""
+    from rich.console import Console
+
+    from calm_core.costs.plan import plan as make_plan
+    from calm_core.costs.plan import render_plan
+    from calm_core.params import load_params
+    from calm_core.presets import load_preset
+
+    params = load_preset(preset) if preset else load_params()
+    made = make_plan(params, devices, device_flops, utilisation)
+    if as_json:
+        typer.echo(made.model_dump_json(indent=2))
+    else:
+        Console().print(render_plan(made))
+
+
+@app.command()
+def generate(
+    model: ModelFolder,
+    prompt: Annotated[str | None, typer.Option(help="Text to go on from; '' for the start of a document.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line; in a .jsonl file each line has a 'prompt'.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Most tokens to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="In (0, 1]; lower is closer to the likeliest text.")] = 1.0,
+    sampler: Annotated[
+        Sampler, typer.Option(help="Below temperature 1, for CALM: exact, or chosen from a batch of samples.")
+    ] = Sampler.batch,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt.")] = False,
+) -> None:
+    """Continue text with a CALM or a Transformer."""
+    from calm_core.inference.decoding import Sampling
+    from calm_core.inference.language_model import load_language_model
+    from calm_core.runtime.precision import set_threads
+    from calm_core.runtime.progress import progress
+
+    texts = _prompts(prompt, prompts)
+    set_threads("auto")
+    language_model = load_language_model(model)
+    sampling = Sampling(temperature, sampler.value)
+    encoded = [language_model.encode(text) for text in texts]
+    if len(texts) == 1 and not as_json:
+        inexact = _stream(language_model, texts[0], encoded[0], tokens, sampling, seed)
+    else:
+        inexact = 0
+        finished = language_model.continuations(encoded, tokens, sampling, seed)
+        # On a terminal the texts themselves show how far it is.
+        quiet = len(texts) == 1 or sys.stdout.isatty()
+        with nullcontext(lambda: None) if quiet else progress("generate", len(texts), "prompts") as advance:
+            for text, continuation in zip(texts, finished, strict=True):
+                inexact += continuation.inexact_steps
+                written = language_model.decode(continuation.token_ids)
+                if as_json:
+                    about = {"temperature": temperature, "sampler": sampler.value, "seed": seed, "model": str(model)}
+                    typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
+                else:
+                    typer.echo(f"{typer.style(text, dim=True)}{written}\n")
+                advance()
+    if sampler is Sampler.exact and inexact:
+        typer.echo(
+            f"{inexact} patches needed more than {sampling.budget:,} samples and were chosen from {sampling.draws} "
+            "instead; a higher temperature needs fewer",
+            err=True,
+        )
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    corpus: Annotated[
+        str,
+        typer.Option(
+            help="A file, folder or glob (.txt, .jsonl, .parquet, also compressed), data/tokens (its held-out split), "
+            "botocore, or hf:NAME[:CONFIGURATION[:SPLIT]]."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder for the results, or one with earlier results; by default under results/evaluations."
+        ),
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    tokens: Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at so many tokens at most.")] = None,
+    samples: Annotated[int, typer.Option(min=2, max=1000, help="Continuations drawn a position.")] = 2,
+    context: Annotated[
+        int | None, typer.Option(min=2, max=1 << 20, help="Tokens of a block; by default as trained.")
+    ] = None,
+    every: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Ask a Transformer after so many tokens (CALM: each patch).")
+    ] = 4,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """BrierLM with its 95 % interval on any text, and a table of its documents."""
+    from calm_core.inference.evaluate_corpus import Settings, evaluate_corpus
+    from calm_core.inference.language_model import load_language_model
+    from calm_core.runtime.precision import set_threads
+
+    set_threads("auto")
+    folder = output or Path("results/evaluations") / f"{_slug(str(model))}-{_slug(corpus)}"
+    settings = Settings(samples, tokens, context, every, seed)
+    results = evaluate_corpus(load_language_model(model), corpus, folder, settings, text_field)
+    if as_json:
+        typer.echo(json.dumps(results))
+        return
+    low, high = results["brierlm_ci95"]
+    typer.echo(f"BrierLM {results['brierlm']:.2f} [{low:.2f}, {high:.2f}]")
+    typer.echo("Brier-1 to Brier-4: " + ", ".join(f"{score:.5f}" for score in results["brier"]))
+    if "cross_entropy_nats" in results:
+        typer.echo(f"cross entropy {results['cross_entropy_nats']:.3f} nats a token")
+    typer.echo(f"{results['positions']:,} positions in {results['documents']:,} documents; details in {folder}")
+
+
+@app.command("import-checkpoint")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder of the reference implementation: config.json and weights.")],
+    destination: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json; by default the source's, if any.")] = None,
+) -> None:
+    """Convert a checkpoint of the reference implementation; the kind is told from its weights."""
+    from calm_core.reference.importing import import_checkpoint
+
+    kind = import_checkpoint(source, destination, tokenizer)
+    missing = "" if (destination / "tokenizer.json").is_file() else "; it has no tokenizer, see --tokenizer"
+    typer.echo(f"{destination}: {kind}{missing}")
+
+
+@app.command("export-checkpoint")
+def export(
+    source: Annotated[Path, typer.Argument(help="Folder of an autoencoder or a CALM.")],
+    destination: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+) -> None:
+    """Write a model as the reference implementation saves its own."""
+    from calm_core.reference.exporting import export_checkpoint
+
+    export_checkpoint(source, destination)
+    typer.echo(f"{destination}: written")
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding cannot say
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except CalmError as error:
+        status = _told(str(error))
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "calm"
+        status = _told(f"{error.format_message()} (see `{command} --help`)")
+    except (typer.Abort, KeyboardInterrupt):
+        status = 130
+    except BrokenPipeError:  # the reader has seen enough, as in `calm generate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        status = _told(f"{error.filename or 'output'}: {error.strerror or one_line(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        status = _told("out of memory; ask for less: a shorter context, fewer samples or fewer prompts at a time")
+    sys.exit(status)
+
+
+def _told(message: str) -> int:
+    print(f"calm: {single_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _prompts(prompt: str | None, path: Path | None) -> list[str]:
+    if (prompt is None) == (path is None):
+        raise CalmError("one of --prompt TEXT and --prompts FILE is needed")
+    if path is None:
+        return [_utf8(prompt or "", "--prompt")]
+    with path.open("rb") as file:
+        content = file.read(LARGEST_PROMPTS + 1)
+    if len(content) > LARGEST_PROMPTS:
+        raise CalmError(f"{path} has more than {LARGEST_PROMPTS:,} bytes; split it")
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError:
+        raise CalmError(f"{path} is not UTF-8 text") from None
+    if path.suffix == ".jsonl":
+        lines = [_json_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise CalmError(f"{path} holds no prompt")
+    return lines
+
+
+def _json_prompt(line: str, place: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise CalmError(f'{place} is no object with a prompt: {{"prompt": "..."}}')
+    return _utf8(prompt, place)
+
+
+def _utf8(prompt: str, place: str) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8, or half of a pair of surrogates in JSON
+        raise CalmError(f"{place} is not UTF-8 text: {prompt!r}") from None
+    return prompt
+
+
+def _stream(
+    language_model: "LanguageModel", prompt: str, token_ids: list[int], tokens: int, sampling: Any, seed: int
+) -> int:
+    """Print the prompt and what follows as it comes; returns how many steps were approximated."""
+    from tokenizers.decoders import DecodeStream
+
+    decoder, shown = DecodeStream(skip_special_tokens=False), 0
+    for token_id in token_ids:  # some tokenizers decode a token by those before it
+        decoder.step(language_model.tokenizer, token_id)
+    for (continuation,) in language_model.stream([token_ids], tokens, sampling, seed):
+        if prompt:
+            typer.echo(typer.style(prompt, dim=True), nl=False)
+            prompt = ""
+        for token_id in continuation.token_ids[shown:]:
+            typer.echo(decoder.step(language_model.tokenizer, token_id) or "", nl=False)
+        sys.stdout.flush()
+        shown = len(continuation.token_ids)
+    typer.echo()
+    return continuation.inexact_steps
+
+
+def _summary(continuation: "Continuation") -> dict[str, Any]:
+    return {
+        "tokens": len(continuation.token_ids),
+        "finish_reason": continuation.finish_reason,
+        "draws": continuation.draws,
+        "inexact_steps": continuation.inexact_steps,
+    }
+
+
+def _slug(text: str) -> str:
+    """A path or a dataset as part of a file name: its last part without an ending; letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(text.rstrip("/")).stem).strip("-.") or "corpus"
+
+
+if __name__ == "__main__":
+    main()

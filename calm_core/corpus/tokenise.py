@@ -1,0 +1,289 @@
+"""From documents to token shards in bounded memory: train the tokenizer on a sample, then encode in batches.
+
+A corpus is worked off in stretches: the documents up to the one that fills a shard of either split. A stretch that is
+done is kept, with the place in the corpus that the next one begins at, so that a process that is killed costs what it
+did of one stretch.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from calm_core.corpus.documents import Documents, Mark, Place, describe, is_validation
+from calm_core.errors import CalmError
+from calm_core.params import Params
+from calm_core.runtime.progress import progress
+from calm_core.storage.json_io import write_json
+from calm_core.storage.provenance import DESCRIPTION
+from calm_core.storage.resumable import FinishedFiles
+from calm_core.tokens.batch_encoding import encode_documents
+from calm_core.tokens.blocks import require_block
+from calm_core.tokens.shards import TokenWriter
+from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer, train_tokenizer
+
+TOKENIZER = "tokenizer.json"
+SPLITS = ("train", "validation")
+
+
+def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) -> dict[str, Any]:
+    """Write tokenizer.json, the shards of both splits and description.json into ``folder``; returns the description.
+
+    It goes on from what an earlier, interrupted call with the same corpus and params left in ``kept``; the result is
+    the same, byte for byte.
+
+    Raises:
+        CalmError: the corpus cannot be read, leaves a split without a document, or has too few held-out tokens for
+            one block of evaluation.
+    """
+    if kept is None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            return tokenise(params, folder, FinishedFiles(Path(scratch), "tokenise"))
+    digest = kept.find(TOKENIZER)
+    done = _done(kept, digest)
+    if digest is None:
+        digest, texts = _make_tokenizer(params, kept)
+    else:
+        shards = sum(len(names) for names in done.sha256.values())
+        what = f"{shards} shards, {done.place.documents:,} documents" if shards else "the training of the tokenizer"
+        kept.tell(f"goes on after {what}")
+        documents = Documents(params.corpus, done.place)
+        texts = _Texts(documents, iter(documents))
+    tokenizer = Tokenizer.from_buffer(kept.read_bytes(TOKENIZER, digest))
+    done = _encode(tokenizer, digest, texts, done, params.corpus.validation_percent, kept)
+
+    for split, counts in done.counts.items():
+        if not counts.documents:
+            raise CalmError(
+                f"no document of the corpus falls into the {split} split; use more documents or another "
+                f"corpus.validation_percent (now {params.corpus.validation_percent:g})"
+            )
+    # Told now, not by the evaluation after all the training.
+    context_tokens = max(params.calm.context_tokens, params.transformer.context_tokens)
+    require_block(done.counts["validation"].tokens, context_tokens)
+    files = {TOKENIZER: digest} | done.sha256["train"] | done.sha256["validation"]
+    for name, sha256 in files.items():
+        kept.put(name, sha256, folder)
+    description = {
+        **describe(params.corpus),
+        "vocabulary_size": tokenizer.get_vocab_size(),
+        "end_of_text_id": end_of_text_id(tokenizer),
+        "sha256": {TOKENIZER: digest},
+        "splits": {split: {**done.counts[split]._asdict(), "sha256": done.sha256[split]} for split in SPLITS},
+    }
+    write_json(folder / DESCRIPTION, description)
+    return description
+
+
+class _Counts(NamedTuple):
+    """Of a split, from the beginning of the corpus on."""
+
+    documents: int = 0
+    characters: int = 0
+    tokens: int = 0
+
+
+class _Done(NamedTuple):
+    """What is done of the corpus, after so many ``stretches`` of it."""
+
+    stretches: int
+    place: Place
+    counts: dict[str, _Counts]
+    sha256: dict[str, dict[str, str]]
+    """Of each shard by its name, in each split."""
+
+
+class _Texts(NamedTuple):
+    """The documents to encode; ``source`` knows the places of all of them."""
+
+    source: Documents
+    texts: Iterator[str]
+
+
+def _done(kept: FinishedFiles, tokenizer_digest: str | None) -> _Done:
+    """The stretches from the beginning on that are whole and were encoded by this tokenizer."""
+    done = _Done(0, Place(), dict.fromkeys(SPLITS, _Counts()), {split: {} for split in SPLITS})
+    while tokenizer_digest and (digest := kept.find(_record_name(done.stretches))):
+        record = json.loads(kept.read_bytes(_record_name(done.stretches), digest))
+        shards = {name: sha256 for names in record["sha256"].values() for name, sha256 in names.items()}
+        if record["tokenizer"] != tokenizer_digest or any(kept.find(name) != shards[name] for name in shards):
+            break
+        documents, mark = record["place"]
+        done = _Done(
+            done.stretches + 1,
+            Place(documents, Mark(*mark)),
+            {split: _Counts(**record["counts"][split]) for split in SPLITS},
+            {split: done.sha256[split] | record["sha256"][split] for split in SPLITS},
+        )
+    return done
+
+
+def _record_name(stretch: int) -> str:
+    return f"stretch-{stretch:05d}.json"
+
+
+def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
+    """Train or load the tokenizer and keep it; returns its SHA-256, and all documents, those it read included."""
+    documents, percent = Documents(params.corpus), params.corpus.validation_percent
+    texts = iter(documents)
+    if params.tokenizer.path:
+        tokenizer = load_tokenizer(Path(params.tokenizer.path))
+        if (size := tokenizer.get_vocab_size()) != params.tokenizer.vocabulary_size:
+            raise CalmError(
+                f"{params.tokenizer.path} has {size} entries but tokenizer.vocabulary_size is "
+                f"{params.tokenizer.vocabulary_size}; set it to {size}"
+            )
+    else:
+        beginning = _beginning(texts, params.tokenizer.training_megabytes * 10**6, percent)
+        sample = (text for text in beginning if not is_validation(text, percent))
+        with progress("tokenizer training", None, "documents") as advance:
+            tokenizer = train_tokenizer(_counted(sample, advance), params.tokenizer.vocabulary_size)
+        texts = _emptied(beginning, texts)
+    with kept.scratch() as scratch:
+        tokenizer.save(str(scratch / TOKENIZER))
+        return kept.keep(scratch / TOKENIZER), _Texts(documents, texts)
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    tokenizer_digest: str,
+    texts: _Texts,
+    done: _Done,
+    validation_percent: float,
+    kept: FinishedFiles,
+) -> _Done:
+    """Encode ``texts``, the documents after ``done``, and keep them stretch by stretch."""
+    documents = done.place.documents
+    with kept.scratch() as scratch, progress("tokenise", None, "documents", documents) as advance:
+        splits = _SplitWriters(scratch, tokenizer.get_vocab_size(), done)
+        for batch in encode_documents(tokenizer, texts.texts):
+            held_out = np.array([is_validation(text, validation_percent) for text in batch.texts])
+            characters = np.array([len(text) for text in batch.texts])
+            rest = _SplitDocuments(batch.token_ids, batch.lengths, characters, held_out)
+            while len(rest.lengths):
+                count, filled = splits.documents_of_stretch(rest)
+                splits.write(rest.first(count))
+                documents += count
+                if filled:
+                    done = _keep_stretch(splits, texts.source.place(documents), done, tokenizer_digest, kept, scratch)
+                advance(count)
+                rest = rest.after(count)
+        if documents > done.place.documents:
+            done = _keep_stretch(splits, texts.source.place(documents), done, tokenizer_digest, kept, scratch)
+    return done
+
+
+def _keep_stretch(
+    splits: "_SplitWriters", place: Place, done: _Done, tokenizer_digest: str, kept: FinishedFiles, scratch: Path
+) -> _Done:
+    """End the stretch before ``place``: keep its shards and the record of them."""
+    sha256 = {split: {path.name: kept.keep(path) for path in paths} for split, paths in splits.finish().items()}
+    counts = splits.counts()
+    record = {
+        "tokenizer": tokenizer_digest,
+        "place": place,
+        "counts": {split: counts[split]._asdict() for split in SPLITS},
+        "sha256": sha256,
+    }
+    # Last: what it names is there.
+    path = scratch / _record_name(done.stretches)
+    write_json(path, record)
+    kept.keep(path)
+    return _Done(done.stretches + 1, place, counts, {split: done.sha256[split] | sha256[split] for split in SPLITS})
+
+
+class _SplitDocuments(NamedTuple):
+    """Documents with the split that each goes to: token ids one after the other; the rest has an entry a document."""
+
+    token_ids: np.ndarray
+    lengths: np.ndarray
+    characters: np.ndarray
+    held_out: np.ndarray
+
+    def first(self, count: int) -> "_SplitDocuments":
+        """The first ``count`` documents."""
+        tokens = int(self.lengths[:count].sum())
+        return _SplitDocuments(self.token_ids[:tokens], *(column[:count] for column in self[1:]))
+
+    def after(self, count: int) -> "_SplitDocuments":
+        """All but the first ``count`` documents."""
+        tokens = int(self.lengths[:count].sum())
+        return _SplitDocuments(self.token_ids[tokens:], *(column[count:] for column in self[1:]))
+
+    def of(self, split: str) -> np.ndarray:
+        """Which documents go to ``split``, [documents] bool."""
+        return self.held_out if split == "validation" else ~self.held_out
+
+
+class _SplitWriters:
+    """The shards of both splits that are being written, after what is ``done``."""
+
+    def __init__(self, folder: Path, vocabulary_size: int, done: _Done) -> None:
+        self._writers: dict[str, TokenWriter] = {}
+        for split in SPLITS:
+            shards, counts = len(done.sha256[split]), done.counts[split]
+            self._writers[split] = TokenWriter(folder, split, vocabulary_size, shards, counts.documents, counts.tokens)
+        self._characters = {split: done.counts[split].characters for split in SPLITS}
+
+    def documents_of_stretch(self, documents: _SplitDocuments) -> tuple[int, bool]:
+        """How many of ``documents`` belong to this stretch, and whether it ends there, as the last fills a shard."""
+        filling = min(
+            int(np.searchsorted(np.cumsum(documents.lengths * documents.of(split)), writer.room))
+            for split, writer in self._writers.items()
+        )
+        filled = filling < len(documents.lengths)
+        return filling + filled, filled
+
+    def write(self, documents: _SplitDocuments) -> None:
+        """Add ``documents``, each to its split."""
+        for split, writer in self._writers.items():
+            here = documents.of(split)
+            of_split = np.repeat(here, documents.lengths)
+            writer.write_documents(documents.token_ids[of_split], documents.lengths[here])
+            self._characters[split] += int(documents.characters[here].sum())
+
+    def finish(self) -> dict[str, list[Path]]:
+        """End the shards of both splits, full or not; returns the new ones of each, none where it got no document."""
+        finished: dict[str, list[Path]] = {}
+        for split, writer in self._writers.items():
+            writer.flush()
+            finished[split], writer.paths = writer.paths, []
+        return finished
+
+    def counts(self) -> dict[str, _Counts]:
+        """Of each split, from the beginning of the corpus on."""
+        return {
+            split: _Counts(writer.documents, self._characters[split], writer.tokens)
+            for split, writer in self._writers.items()
+        }
+
+
+def _beginning(texts: Iterator[str], limit: int, validation_percent: float) -> list[str]:
+    """The first of ``texts``, as far as their training split reaches ``limit`` bytes of UTF-8; reads no further."""
+    beginning: list[str] = []
+    total = 0
+    for text in texts:
+        beginning.append(text)
+        if not is_validation(text, validation_percent):
+            total += len(text.encode())
+        if total >= limit:
+            break
+    return beginning
+
+
+def _emptied(beginning: list[str], texts: Iterator[str]) -> Iterator[str]:
+    """First what ``beginning`` holds, which leaves memory on the way, then ``texts``."""
+    beginning.reverse()
+    while beginning:
+        yield beginning.pop()
+    yield from texts
+
+
+def _counted(texts: Iterator[str], advance: Any) -> Iterator[str]:
+    for text in texts:
+        yield text
+        advance()

@@ -1,0 +1,101 @@
+"""BrierLM: language-model quality from samples alone (paper, section 4).
+
+Brier(P, y) = 2 P(y) - sum_x P(x)^2 is strictly proper, and both of its terms can be estimated without bias
+from independent samples: one asks how often a sample is right, the other how often two of them collide.
+Brier-n takes the next n tokens as one symbol; BrierLM is 100 times the geometric mean of Brier-1 to Brier-4.
+
+Notable:
+- S samples a position give a U-statistic over all S (S - 1) / 2 pairs; two are the paper's estimator;
+- a model with exact probabilities needs sampling only for the prefixes of the collision term;
+- the interval comes from a bootstrap over documents, since positions of one document are not independent.
+"""
+
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from calm_core.tokens.blocks import MAX_TOKENS
+
+SCORES = [f"brier_{n}" for n in range(1, MAX_TOKENS + 1)]
+
+
+def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
+    """Unbiased Brier-1 to Brier-n of each position, [..., n] float32.
+
+    ``samples`` [S, ..., n] are S >= 2 independent continuations of n token ids, ``targets`` [..., n] the
+    true ones: (2 / S) sum_i 1[x_i = y] - 2 / (S (S - 1)) sum_{i<j} 1[x_i = x_j], equality of the first 1 to n tokens.
+    """
+    count = samples.shape[0]
+    if count < 2:
+        raise ValueError(f"Brier needs 2 samples a position or more, got {count}")
+    hits = _same_prefix(samples, targets).float().mean(dim=0)
+    collisions = torch.zeros_like(hits)
+    for index in range(1, count):
+        collisions += _same_prefix(samples[:index], samples[index]).float().sum(dim=0)
+    return 2 * hits - collisions / (count * (count - 1) / 2)
+
+
+def brier_from_probabilities(target_log_probabilities: Tensor, prefix: Tensor, collision: Tensor) -> Tensor:
+    """Unbiased Brier-1 to Brier-n of each position, [..., n] float32, of a model with exact probabilities.
+
+    ``target_log_probabilities`` [..., n] are log P(y_k | y_<k). For S sampled continuations x, ``prefix``
+    [S, ..., n] holds log P(x_<k), 0 for k = 1, and ``collision`` [S, ..., n] holds sum_v P(v | x_<k)^2.
+
+    The accuracy term is exact. For the collision term, sum_x P(x)^2 = E_{x_<k ~ P}[P(x_<k) sum_v P(v | x_<k)^2]:
+    the second sample's agreement with the first is replaced by its probability, which lowers the variance.
+    """
+    accuracy = target_log_probabilities.cumsum(dim=-1).exp()
+    return 2 * accuracy - (prefix.exp() * collision).mean(dim=0)
+
+
+def brierlm(brier: Tensor) -> Tensor:
+    """100 * (product of Brier-1 to Brier-4)^(1/4), [...], of averages [..., 4]; any negative average makes it 0.
+
+    The paper says so of a negative product. Two negative averages have a positive one, which would reward a
+    model that is wrong and sure of it, such as one whose samples are all the same.
+    """
+    return 100 * brier.clamp(min=0).prod(dim=-1) ** (1 / MAX_TOKENS)
+
+
+class BrierLM(NamedTuple):
+    """BrierLM with its bootstrap interval (2.5 % and 97.5 % quantiles) and what it is made of."""
+
+    brierlm: float
+    ci95: tuple[float, float]
+    brier: list[float]
+    positions: int
+
+
+def per_document(document: Tensor, scores: Tensor) -> pl.DataFrame:
+    """Sums of ``scores`` [positions, 4] over the positions of each document, with their number.
+
+    ``document`` [positions] numbers the document that each position's target starts in.
+    """
+    frame = pl.DataFrame({"document": document.numpy()} | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
+    positions = pl.len().cast(pl.Int64).alias("positions")
+    return frame.group_by("document").agg(positions, pl.col(SCORES).sum()).sort("document")
+
+
+def bootstrap_brierlm(documents: pl.DataFrame, resamples: int, generator: torch.Generator) -> BrierLM:
+    """BrierLM of a ``per_document`` frame; the interval resamples documents, not positions.
+
+    Positions are averaged first, then comes the geometric mean, in each of ``resamples`` draws of as many
+    documents as there are, with replacement.
+    """
+    sums = torch.from_numpy(documents.select(SCORES).to_numpy().copy())
+    positions = torch.from_numpy(documents["positions"].to_numpy().copy()).double()
+    count = len(positions)
+    mean = sums.sum(dim=0) / positions.sum()
+    resampled = []
+    for _ in range(resamples):
+        drawn = torch.randint(count, (count,), generator=generator)
+        resampled.append(brierlm(sums[drawn].sum(dim=0) / positions[drawn].sum()))
+    low, high = torch.stack(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return BrierLM(brierlm(mean).item(), (low, high), mean.tolist(), int(positions.sum()))
+
+
+def _same_prefix(first: Tensor, second: Tensor) -> Tensor:
+    """Whether the first 1 to n tokens agree, [..., n] bool."""
+    return (first == second).cumprod(dim=-1).bool()

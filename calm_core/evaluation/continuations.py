@@ -1,0 +1,98 @@
+"""Independent continuations of every position of a block at once.
+
+BrierLM asks, at each position, for samples of the tokens that follow. Position by position that takes as
+many passes as there are positions. Here the block is read once, and all positions go on in parallel, each
+as a branch of its own: at every further step a branch looks at the block up to where it left it, and at
+its own steps, but not at the other branches. One mask says so.
+"""
+
+import torch
+from torch import Tensor
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.model import Calm
+from calm_core.evaluation.brier import brier_from_probabilities
+from calm_core.tokens.blocks import MAX_TOKENS
+from calm_core.transformer.model import Transformer
+
+
+def branch_mask(leaves: Tensor, prefix: int, steps: int) -> Tensor:
+    """What the branches may look at in their step number ``steps``, [branches, prefix + steps * branches] bool.
+
+    ``leaves`` [branches] is the last position of the prefix that each branch sees. The keys of the
+    prefix come first, then those of every step so far, the present one included, branch by branch.
+    """
+    sees_prefix = torch.arange(prefix, device=leaves.device) <= leaves[:, None]
+    own = torch.eye(len(leaves), dtype=torch.bool, device=leaves.device)
+    return torch.cat([sees_prefix, own.repeat(1, steps)], dim=1)
+
+
+def calm_continuations(
+    model: Calm, autoencoder: Autoencoder, patches: Tensor, tokens: int, samples: int, generator: torch.Generator
+) -> Tensor:
+    """Independent samples of the next ``tokens`` token ids after every patch, [samples, batch, patches, tokens].
+
+    ``patches`` is [batch, patches, K]. Where K < ``tokens``, each sample continues from its own decoded patches.
+    """
+    batch, count, patch_size = patches.shape
+    cache = model.backbone.new_cache()
+    hidden_states = model(model.inputs(patches, autoencoder), cache).repeat(samples, 1, 1)
+    leaves = torch.arange(count, device=patches.device)
+    steps = -(-tokens // patch_size)
+    if steps > 1:
+        cache = cache.repeat(samples)
+    drawn: list[Tensor] = []
+    latents = torch.empty(0)
+    for step in range(steps):
+        if step:
+            mask = branch_mask(leaves, count, step)
+            hidden_states = model(model.inputs(drawn[-1], autoencoder, latents), cache, leaves + step, mask)
+        latents = model.head.sample(hidden_states, model.head.sampling_draws((samples * batch, count), generator))
+        drawn.append(autoencoder.decode(latents))
+    return torch.cat(drawn, dim=-1)[..., :tokens].unflatten(0, (samples, batch))
+
+
+def transformer_brier(
+    model: Transformer, token_ids: Tensor, leaves: Tensor, samples: int, generator: torch.Generator
+) -> Tensor:
+    """Unbiased Brier-1 to Brier-4 of what follows the positions ``leaves`` [branches], [batch, branches, 4].
+
+    ``token_ids`` [batch, tokens] must go on for four tokens after the last of ``leaves``. Exact probabilities
+    serve wherever they can, see ``brier_from_probabilities``.
+    """
+    batch, length = token_ids.shape[0], token_ids.shape[1] - 1
+    cache = model.backbone.new_cache()
+    probabilities = model(token_ids[:, :-1], cache).float().softmax(dim=-1)
+    of_targets = probabilities.gather(-1, token_ids[:, 1:, None]).squeeze(-1).log()
+    windows = of_targets.unfold(1, MAX_TOKENS, 1)[:, leaves]
+
+    probabilities = probabilities[:, leaves]
+    # Samples of the first token share its probabilities; from there on each goes its own way.
+    collisions = [probabilities.square().sum(dim=-1).repeat(samples, 1)]
+    probabilities = probabilities.repeat(samples, 1, 1)
+    cache = cache.repeat(samples)
+    prefix = torch.zeros(samples * batch, len(leaves), device=token_ids.device)
+    prefixes = [prefix]
+    for step in range(1, MAX_TOKENS):
+        drawn = sample_tokens(probabilities, generator)
+        prefix = prefix + probabilities.gather(-1, drawn[..., None]).squeeze(-1).log()
+        mask = branch_mask(leaves, length, step)
+        probabilities = model(drawn, cache, leaves + step, mask).float().softmax(dim=-1)
+        prefixes.append(prefix)
+        collisions.append(probabilities.square().sum(dim=-1))
+
+    def stack(values: list[Tensor]) -> Tensor:
+        return torch.stack(values, dim=-1).unflatten(0, (samples, batch))
+
+    return brier_from_probabilities(windows, stack(prefixes), stack(collisions))
+
+
+def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One token id a position, [...], from probabilities [..., vocabulary], by the inverse of their running sum.
+
+    One random number a position instead of one a token of the vocabulary, which would take longer than the model.
+    """
+    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    uniform = torch.rand(*sums.shape[:-1], 1, generator=generator, dtype=torch.float64, device=generator.device)
+    token_ids = torch.searchsorted(sums, uniform * sums[..., -1:], right=True).squeeze(-1)
+    return token_ids.clamp(max=probabilities.shape[-1] - 1)

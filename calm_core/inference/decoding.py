@@ -1,0 +1,129 @@
+"""Text from a trained model, a key/value cache behind it: one patch a step for CALM, one token for the Transformer.
+
+Notable:
+- prompts of different lengths go together: shorter ones start later, behind positions that nothing looks at. Only the
+  distance between positions enters attention (rotary embeddings), so the shift changes nothing;
+- a prompt that is no multiple of K begins in the middle of its first patch, as documents do in training. What
+  stands before it there is the end-of-text token, as between two documents; none of its tokens is lost;
+- a text ends at the end-of-text token, in the middle of a patch too, or at the length asked for;
+- below temperature 1 CALM chooses among samples (``temperature``), the Transformer has probabilities to sharpen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.model import Calm
+from calm_core.evaluation.continuations import sample_tokens
+from calm_core.inference.temperature import TemperatureSample, batch_temperature, exact_temperature
+from calm_core.transformer.model import Transformer
+
+PATCHES_AT_ONCE = 4096
+"""About how many candidate patches are sampled and decoded together, which bounds the memory that they take."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next patch or token is chosen; ``sampler`` and what follows it concern CALM below temperature 1."""
+
+    temperature: float = 1.0
+    sampler: Literal["batch", "exact"] = "batch"
+    draws: int = 200
+    """N: samples that the batch approximation chooses from (the paper's number)."""
+    budget: int = 20_000
+    """Most samples a patch for the exact sampler, before the batch approximation steps in."""
+
+
+class Step(NamedTuple):
+    """One step of generation: new token ids [batch, K], and for each row how it came about, [batch]."""
+
+    token_ids: Tensor
+    draws: Tensor
+    exact: Tensor
+
+
+class Prompts(NamedTuple):
+    """Token ids [batch, whole patches * K] int64, and how many patches at the start of each row are padding [batch]."""
+
+    token_ids: Tensor
+    padding: Tensor
+
+
+def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int) -> Prompts:
+    """Prompts of any lengths, none included, as one batch; the last token of each ends the last patch."""
+    lengths = [max(1, -(-len(prompt) // patch_size)) for prompt in prompts]
+    width = max(lengths) * patch_size
+    rows = [[end_of_text] * (width - len(prompt)) + prompt for prompt in prompts]
+    return Prompts(torch.tensor(rows), torch.tensor([max(lengths) - length for length in lengths]))
+
+
+@torch.no_grad()
+def calm_steps(
+    model: Calm, autoencoder: Autoencoder, prompts: Prompts, sampling: Sampling, generator: torch.Generator
+) -> Iterator[Step]:
+    """Continue ``prompts`` patch by patch, without end."""
+    cache = model.backbone.new_cache()
+    patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
+    once = torch.ones(len(patches), dtype=torch.int64)
+    latents: Tensor | None = None
+    while True:
+        mask = _mask(prompts.padding, cache.length, patches.shape[1])
+        hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
+        if sampling.temperature == 1:
+            latents = model.head.sample(hidden_states, model.head.sampling_draws((len(once),), generator))
+            chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool())
+            latents = latents[:, None]
+        else:
+            chosen = _sharpened(model, autoencoder, hidden_states, sampling, generator)
+        yield Step(*chosen)
+        patches = chosen.symbols[:, None]
+
+
+@torch.no_grad()
+def transformer_steps(
+    model: Transformer, prompts: Prompts, sampling: Sampling, generator: torch.Generator
+) -> Iterator[Step]:
+    """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature)."""
+    cache = model.backbone.new_cache()
+    token_ids = prompts.token_ids
+    once = torch.ones(len(token_ids), dtype=torch.int64)
+    while True:
+        mask = _mask(prompts.padding, cache.length, token_ids.shape[1])
+        logits = model(token_ids, cache, mask=mask)[:, -1].float()
+        token_ids = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)[:, None]
+        yield Step(token_ids, once, once.bool())
+
+
+def _sharpened(
+    model: Calm, autoencoder: Autoencoder, hidden_states: Tensor, sampling: Sampling, generator: torch.Generator
+) -> TemperatureSample:
+    """A patch a row of ``hidden_states`` [batch, hidden] from P^(1 / temperature), a patch being one symbol."""
+
+    def draw(rows: Tensor, count: int) -> Tensor:
+        at_once = max(1, PATCHES_AT_ONCE // len(rows))
+        drawn = []
+        for first in range(0, count, at_once):
+            noise = model.head.sampling_draws((min(at_once, count - first), len(rows)), generator)
+            drawn.append(autoencoder.decode(model.head.sample(hidden_states[rows], noise)))
+        return torch.cat(drawn)
+
+    rows, temperature = len(hidden_states), sampling.temperature
+    if sampling.sampler == "batch":
+        return batch_temperature(draw, rows, temperature, generator, draws=sampling.draws)
+    return exact_temperature(draw, rows, temperature, generator, budget=sampling.budget, fallback_draws=sampling.draws)
+
+
+def _mask(padding: Tensor, held: int, new: int) -> Tensor | None:
+    """Who sees whom, [batch, 1, new, held + new] bool; None where no row is padded: causal.
+
+    A position of the padding sees itself alone, for a softmax over nothing has no value.
+    """
+    if not padding.any():
+        return None
+    queries, keys = torch.arange(held, held + new)[:, None], torch.arange(held + new)
+    visible = (keys <= queries) & (keys >= padding[:, None, None])
+    return (visible | (keys == queries))[:, None]

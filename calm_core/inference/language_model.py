@@ -1,0 +1,159 @@
+"""A trained model as others use it: one call loads its folder, methods continue text (docs/api.md)."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.model import Calm
+from calm_core.errors import CalmError
+from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, transformer_steps
+from calm_core.runtime.randomness import generator
+from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
+from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
+from calm_core.transformer.model import Transformer
+
+BATCH_PROMPTS = 16
+"""Prompts that go on together."""
+
+
+@dataclass
+class Continuation:
+    """What a model wrote after one prompt."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: Literal["length", "end_of_text"] | None = None
+    """None while the text goes on."""
+    draws: int = 0
+    """Samples that the head drew for it, or tokens of a Transformer."""
+    inexact_steps: int = 0
+    """Steps in which a temperature below 1 was approximated."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A CALM with its autoencoder, or a Transformer; with its tokenizer and the context it was trained with."""
+
+    model: Calm | Transformer
+    autoencoder: Autoencoder | None
+    tokenizer: Tokenizer
+    context_tokens: int
+
+    @property
+    def patch_size(self) -> int:
+        """Tokens a step: K of a CALM, 1 of a Transformer."""
+        return self.model.config.patch_size if isinstance(self.model, Calm) else 1
+
+    def stream(
+        self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int, batch: int = 0
+    ) -> Iterator[list[Continuation]]:
+        """Continue prompts of token ids by at most ``tokens`` tokens each; yields the same, growing list at each step.
+
+        The text is a function of the arguments alone; ``batch`` numbers the batches of a longer list of prompts. A
+        text ends before its end-of-text token, which is left out.
+
+        Raises:
+            CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], or a prompt holds an
+                id that is not in the vocabulary.
+        """
+        self._require_possible(prompts, tokens, sampling)
+        draws = generator(seed, "generate", batch)
+        end_of_text = end_of_text_id(self.tokenizer)
+        aligned = align_prompts(prompts, self.patch_size, end_of_text)
+        if isinstance(self.model, Transformer):
+            steps = transformer_steps(self.model, aligned, sampling, draws)
+        else:
+            assert self.autoencoder is not None
+            steps = calm_steps(self.model, self.autoencoder, aligned, sampling, draws)
+        continuations = [Continuation() for _ in prompts]
+        for step in islice(steps, -(-tokens // self.patch_size)):
+            rows = zip(continuations, *(values.tolist() for values in step), strict=True)
+            for continuation, token_ids, used, exact in rows:
+                if continuation.finish_reason is None:
+                    _extend(continuation, token_ids, tokens, end_of_text)
+                    continuation.draws += used
+                    continuation.inexact_steps += not exact
+            yield continuations
+            if all(continuation.finish_reason for continuation in continuations):
+                return
+
+    def continuations(
+        self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int
+    ) -> Iterator[Continuation]:
+        """The finished continuation of each of any number of prompts, in their order, a batch of them at a time."""
+        for batch, first in enumerate(range(0, len(prompts), BATCH_PROMPTS)):
+            yield from deque(self.stream(prompts[first : first + BATCH_PROMPTS], tokens, sampling, seed, batch), 1)[0]
+
+    def generate(
+        self,
+        prompts: list[str],
+        *,
+        tokens: int = 64,
+        temperature: float = 1.0,
+        sampler: Literal["batch", "exact"] = "batch",
+        seed: int = 0,
+    ) -> list[str]:
+        """What follows each of ``prompts``, at most ``tokens`` tokens (1 or more); errors as in ``stream``."""
+        sampling = Sampling(temperature, sampler)
+        finished = self.continuations([self.encode(prompt) for prompt in prompts], tokens, sampling, seed)
+        return [self.decode(continuation.token_ids) for continuation in finished]
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of ``text``, without special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of ``token_ids``."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def _require_possible(self, prompts: list[list[int]], tokens: int, sampling: Sampling) -> None:
+        if tokens < 1 or not prompts:
+            raise CalmError(f"{tokens} tokens after {len(prompts)} prompts are asked for; 1 or more of each are needed")
+        if not 0 < sampling.temperature <= 1:
+            raise CalmError(f"temperature is {sampling.temperature}; allowed is 0 < temperature <= 1")
+        size = self.model.config.vocabulary_size
+        largest = max((max(prompt, default=0) for prompt in prompts), default=0)
+        if largest >= size:
+            raise CalmError(f"a prompt holds token {largest}, but the model knows {size}: another model's tokenizer?")
+
+
+def load_language_model(folder: str | Path) -> LanguageModel:
+    """The CALM or the Transformer in ``folder``, such as models/calm, on the CPU.
+
+    Raises:
+        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    kind = config["kind"]
+    model: Calm | Transformer
+    autoencoder: Autoencoder | None = None
+    if kind == "calm":
+        model = load_model(Calm, folder)
+        autoencoder = load_model(Autoencoder, folder / AUTOENCODER)
+        for size in ("vocabulary_size", "patch_size", "latent_size"):
+            if (own := getattr(model.config, size)) != (other := getattr(autoencoder.config, size)):
+                raise CalmError(f"{folder} is damaged: {size} is {own}, but {other} of the autoencoder in it")
+    elif kind == "transformer":
+        model = load_model(Transformer, folder)
+    else:
+        raise CalmError(f"{folder} holds a model of kind {kind!r}; a language model is of kind 'calm' or 'transformer'")
+    if config["context_tokens"] is None:
+        raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
+    return LanguageModel(model.eval(), autoencoder, load_tokenizer(folder / "tokenizer.json"), config["context_tokens"])
+
+
+def _extend(continuation: Continuation, token_ids: list[int], tokens: int, end_of_text: int) -> None:
+    for token_id in token_ids:
+        if token_id == end_of_text:
+            continuation.finish_reason = "end_of_text"
+            return
+        continuation.token_ids.append(token_id)
+        if len(continuation.token_ids) == tokens:
+            continuation.finish_reason = "length"
+            return

@@ -1,0 +1,134 @@
+"""Encoding the corpus: the posterior of every distinct patch of the training split, once.
+
+Training draws a position's targets from here, instead of running the frozen encoder at each step of each epoch. Each
+shard of posteriors is a piece of work of its own: those that are there already, whole, are not encoded again.
+"""
+
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.latents.distinct_patches import PatchIndex, map_distinct_patches, scratch_bytes
+from calm_core.latents.shards import SHARD_PATCHES, latent_bytes, posterior_shard, save_index, shard_name
+from calm_core.runtime.precision import Precision, autocast
+from calm_core.runtime.process_group import ALONE, Processes
+from calm_core.runtime.progress import progress
+from calm_core.storage.disk_space import require_disk_space
+from calm_core.storage.resumable import FinishedFiles
+from calm_core.tokens.shards import TokenStream
+
+ENCODING_BATCH = 4096
+
+
+class EncodedCorpus(NamedTuple):
+    """How many patches the split has, and how many distinct ones."""
+
+    patches: int
+    distinct: int
+
+
+@torch.no_grad()
+def encode_corpus(
+    model: Autoencoder,
+    tokens: TokenStream,
+    folder: Path,
+    precision: Precision,
+    kept: FinishedFiles | None = None,
+    processes: Processes = ALONE,
+) -> EncodedCorpus:
+    """Write the latents of ``tokens`` into ``folder``, as ``latent_files`` describes them, in bounded memory.
+
+    It goes on from the shards that an earlier, interrupted call with the same model and tokens left in ``kept``. The
+    other ``processes``, which need ``kept``, call ``help_to_encode``.
+
+    Raises:
+        CalmError: the file system has not enough room for them.
+    """
+    if kept is None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            return encode_corpus(model, tokens, folder, precision, FinishedFiles(Path(scratch), "encode_corpus"))
+    patch_size, latent_size = model.config.patch_size, model.config.latent_size
+    patches = len(tokens) // patch_size
+    require_disk_space(folder, scratch_bytes(patches, patch_size), "the latents")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, PatchIndex(tokens, patch_size, Path(scratch)) as index:
+        shards = -(-index.distinct // SHARD_PATCHES)
+        digests = {shard: digest for shard in range(shards) if (digest := kept.find(shard_name(shard)))}
+        there = sum(kept.size(shard_name(shard), digest) for shard, digest in digests.items())
+        require_disk_space(folder, latent_bytes(index.distinct, patches, latent_size) - there, "the latents")
+        if digests:
+            kept.tell(f"goes on after {len(digests)} of {shards} shards")
+        missing = [shard for shard in range(shards) if shard not in digests]
+        work = processes.agreed(_Work(index.path, index.distinct, missing))
+        digests |= _encode_share(model, work, precision, kept, processes)
+        processes.wait_for_all()
+        for shard in range(shards):
+            digest = digests.get(shard) or kept.find(shard_name(shard))
+            assert digest is not None
+            kept.put(shard_name(shard), digest, folder)
+        save_index(index.numbers(), patches, index.distinct, folder)
+        return EncodedCorpus(patches, index.distinct)
+
+
+@torch.no_grad()
+def help_to_encode(model: Autoencoder, precision: Precision, kept: FinishedFiles, processes: Processes) -> None:
+    """Encode this process's share of what the first of ``processes`` has ``encode_corpus`` do."""
+    work = processes.agreed(_Work(Path(), 0, []))
+    _encode_share(model, work, precision, kept, processes)
+    processes.wait_for_all()
+
+
+class _Work(NamedTuple):
+    """Which shards are to be encoded, and the file of all ``distinct`` patches."""
+
+    patches: Path
+    distinct: int
+    shards: list[int]
+
+
+def _encode_share(
+    model: Autoencoder, work: _Work, precision: Precision, kept: FinishedFiles, processes: Processes
+) -> dict[int, str]:
+    """Encode and keep every ``processes.count``-th shard of ``work``; SHA-256 by shard."""
+    shards = work.shards[processes.rank :: processes.count]
+    total = sum(len(_rows(shard, work.distinct)) for shard in shards)
+    digests = {}
+    with (
+        progress("encode corpus", total, "patches")
+        if processes.is_first
+        else nullcontext(lambda done: None) as advance,
+        kept.scratch(processes.rank) as fresh,
+        autocast(precision, torch.device("cpu")),
+    ):
+        patches, token_states = map_distinct_patches(work.patches), _token_states(model)
+        for shard in shards:
+            rows = _rows(shard, work.distinct)
+            with posterior_shard(shard, len(rows), model.config.latent_size, fresh) as file:
+                for first in range(0, len(rows), ENCODING_BATCH):
+                    part = rows[first : first + ENCODING_BATCH]
+                    batch = patches[part.start : part.stop].copy()
+                    posterior = model.encoder.posterior(F.embedding(torch.from_numpy(batch).long(), token_states))
+                    file.write("mean", first, posterior.mean.half().numpy())
+                    file.write("log_std", first, posterior.log_std.half().numpy())
+                    advance(len(batch))
+            digests[shard] = kept.keep(fresh / shard_name(shard))
+    return digests
+
+
+def _rows(shard: int, distinct: int) -> range:
+    """Which of the ``distinct`` patches shard number ``shard`` holds."""
+    return range(shard * SHARD_PATCHES, min((shard + 1) * SHARD_PATCHES, distinct))
+
+
+def _token_states(model: Autoencoder) -> Tensor:
+    """The first half of the encoder for the whole vocabulary, [vocabulary, hidden] float32.
+
+    It looks at one token at a time, so a lookup does in each patch what would be most of the work.
+    """
+    token_ids = torch.arange(model.config.vocabulary_size)
+    return torch.cat([model.encoder.token_states(batch).float() for batch in token_ids.split(ENCODING_BATCH)])

@@ -1,0 +1,73 @@
+"""A model of this project as the reference implementation saves its own."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.model import Calm
+from calm_core.errors import CalmError
+from calm_core.reference.names import (
+    AUTOENCODER_PREFIX,
+    DTYPES,
+    FIXED,
+    ORIGIN,
+    autoencoder_keys,
+    calm_keys,
+    reference_names,
+)
+from calm_core.reference.untrusted_weights import Weights, read_mapping
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.json_io import write_json
+from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config, require_new_folder
+
+
+def export_checkpoint(source: Path, destination: Path) -> None:
+    """Write the model in the folder ``source`` as the reference implementation saves its own, into a new folder.
+
+    Raises:
+        CalmError: ``destination`` exists, or ``source`` holds no autoencoder or CALM that the reference has.
+    """
+    require_new_folder(destination)
+    kind = read_config(source)["kind"]
+    weights: Weights = {}
+    shape: dict[str, Any]
+    if kind == "autoencoder":
+        autoencoder = load_model(Autoencoder, source)
+        weights, shape = _named(autoencoder), autoencoder_keys(autoencoder.config)
+        shape["architectures"] = ["Autoencoder"]
+    elif kind == "calm":
+        model = load_model(Calm, source)
+        if model.config.input != "tokens":
+            raise CalmError(f"{source} takes latents as input, which the reference implementation's models do not")
+        autoencoder = load_model(Autoencoder, source / AUTOENCODER)
+        weights = _named(model) | {AUTOENCODER_PREFIX + name: w for name, w in _named(autoencoder).items()}
+        shape = calm_keys(model.config)
+    else:
+        raise CalmError(f"{source} is of kind {kind!r}; the reference implementation saves autoencoders and CALMs")
+    origin = _origin(source / ORIGIN)
+    for name, dtype in origin["dtypes"].items():
+        if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
+            raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
+        weights[name] = weights[name].to(DTYPES[dtype])
+    with whole_directory(destination) as folder:
+        write_json(folder / "config.json", {**(origin["config"] or FIXED), **shape})
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        if (source / "tokenizer.json").is_file():
+            shutil.copy(source / "tokenizer.json", folder)
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    origin = read_mapping(path) if path.is_file() else {}
+    if not all(isinstance(origin.setdefault(key, {}), dict) for key in ("config", "dtypes")):
+        raise CalmError(f"{path} is damaged; delete it to export float32")
+    return origin
+
+
+def _named(model: nn.Module) -> Weights:
+    """All tensors of ``model`` under the reference's names, second copies as tensors of their own."""
+    own = model.state_dict()
+    return {theirs: own[name].clone() for name, group in reference_names(model).items() for theirs in group}

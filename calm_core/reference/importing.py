@@ -1,0 +1,228 @@
+"""Checkpoints of the reference implementation, converted to this project's folders.
+
+Notable:
+- sizes come from the weights' shapes; config.json adds what shapes cannot tell (heads, rotary base) and has to agree;
+- the head's kind comes from the weights' names and shapes, since the reference leaves model_type empty;
+- a checkpoint that lacks tensors, has others or has wrong shapes is refused with the list of them.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.diffusion_head import DiffusionHeadConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.flow_head import FlowHeadConfig
+from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
+from calm_core.errors import CalmError
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.reference.names import (
+    AUTOENCODER_PREFIX,
+    DTYPES,
+    FIXED,
+    ORIGIN,
+    OUTPUT_MATRIX,
+    autoencoder_keys,
+    calm_keys,
+    reference_names,
+)
+from calm_core.reference.untrusted_weights import Weights, read_checkpoint
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.json_io import write_json
+from calm_core.storage.model_folder import AUTOENCODER, require_new_folder, save_model
+from calm_core.tokens.tokenizer import load_tokenizer
+
+
+def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = None) -> str:
+    """Convert the checkpoint in the folder ``source`` into the new folder ``destination``; returns what it was.
+
+    ``tokenizer`` is a tokenizer.json to put beside the weights; without it, that of ``source``, if it has one.
+
+    Raises:
+        CalmError: ``destination`` exists; ``source`` cannot be read, is no checkpoint that this project knows, or
+            does not hold exactly the tensors that its sizes call for.
+    """
+    require_new_folder(destination)
+    config, weights = read_checkpoint(source)
+    dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in weights.items()}
+    origin = {"config": config, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}}
+    found = tokenizer or source / "tokenizer.json"
+    vocabulary = load_tokenizer(found) if tokenizer or found.is_file() else None
+    own = {name: weight for name, weight in weights.items() if not name.startswith(AUTOENCODER_PREFIX)}
+    inner = {name.removeprefix(AUTOENCODER_PREFIX): weights[name] for name in weights.keys() - own.keys()}
+    if not inner:
+        autoencoder = build_autoencoder(config, weights, str(source))
+        with whole_directory(destination) as folder:
+            save_model(autoencoder, vocabulary, folder)
+            write_json(folder / ORIGIN, origin)
+        return "autoencoder"
+    autoencoder = build_autoencoder({}, inner, f"{source} ({AUTOENCODER_PREFIX}*)")
+    model = build_calm(config, own, autoencoder.config, str(source))
+    context = max(1, int(_number(config, "max_position_embeddings", 2048, str(source)))) * model.config.patch_size
+    with whole_directory(destination) as folder:
+        save_model(model, vocabulary, folder, context)
+        save_model(autoencoder, vocabulary, folder / AUTOENCODER)
+        write_json(folder / ORIGIN, origin)
+    return f"language model with {model.config.head.kind} head"
+
+
+def build_autoencoder(config: dict[str, Any], weights: Weights, source: str) -> Autoencoder:
+    """The autoencoder that ``weights`` make, in the reference's names; ``config`` has to agree with their shapes."""
+    sizes = _Sizes(weights, source)
+    vocabulary_size, hidden_size = sizes.of("encoder.embed_tokens.weight")
+    shape = AutoencoderConfig(
+        vocabulary_size=vocabulary_size,
+        patch_size=sizes.of("encoder.squeeze_layer.weight")[1] // hidden_size,
+        hidden_size=hidden_size,
+        intermediate_size=sizes.of("encoder.encoder_layers.0.mlp.gate_proj.weight")[0],
+        latent_size=sizes.of("encoder.hidden_to_latent.weight")[0] // 2,
+        encoder_layers=sizes.count("encoder.encoder_layers"),
+        decoder_layers=sizes.count("decoder.decoder_layers"),
+    )
+    return _filled(Autoencoder, shape, weights, _disagreements(config, autoencoder_keys(shape)), source)
+
+
+def build_calm(config: dict[str, Any], weights: Weights, autoencoder: AutoencoderConfig, source: str) -> Calm:
+    """The CALM that ``weights`` make, the autoencoder's left out, in the reference's names."""
+    sizes = _Sizes(weights, source)
+    vocabulary_size, hidden_size = sizes.of("transformer.embed_tokens.weight")
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or hidden_size % heads:
+        raise CalmError(f"{source}: num_attention_heads is {heads!r}; it has to divide the hidden size {hidden_size}")
+    head_size = hidden_size // heads
+    shape = CalmConfig(
+        vocabulary_size=vocabulary_size,
+        patch_size=sizes.of("embed_proj.0.weight")[1] // hidden_size,
+        latent_size=autoencoder.latent_size,
+        backbone=BackboneConfig(
+            hidden_size=hidden_size,
+            intermediate_size=sizes.of("transformer.layers.0.mlp.gate_proj.weight")[0],
+            layers=sizes.count("transformer.layers"),
+            heads=heads,
+            key_value_heads=max(1, sizes.of("transformer.layers.0.self_attn.k_proj.weight")[0] // head_size),
+            rope_theta=_number(config, "rope_theta", 10_000.0, source),
+        ),
+        head=_head_shape(sizes, autoencoder.latent_size, source),
+    )
+    if heads % shape.backbone.key_value_heads or head_size % 2:
+        raise CalmError(
+            f"{source} is refused: {heads} heads of {head_size} features over {shape.backbone.key_value_heads} "
+            "key/value heads"
+        )
+    if (shape.vocabulary_size, shape.patch_size) != (autoencoder.vocabulary_size, autoencoder.patch_size):
+        raise CalmError(
+            f"{source}: the language model has vocabulary {shape.vocabulary_size} and K {shape.patch_size}, its "
+            f"autoencoder {autoencoder.vocabulary_size} and {autoencoder.patch_size}"
+        )
+    disagreements = _disagreements(config, calm_keys(shape) | {"head_dim": head_size})
+    return _filled(Calm, shape, weights, disagreements, source)
+
+
+def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig:
+    if sizes.has("generative_head.net."):
+        blocks = sizes.count("generative_head.net.res_blocks")
+        outputs = sizes.of("generative_head.net.final_layer.linear.weight")[0]
+        if outputs == latent_size:
+            return FlowHeadConfig(blocks)
+        if outputs == 2 * latent_size:  # the noise and the variance
+            return DiffusionHeadConfig(blocks)
+        raise CalmError(
+            f"{source}: the head gives {outputs} numbers; a flow head would give {latent_size}, a diffusion head "
+            f"{2 * latent_size}"
+        )
+    prefix = "generative_head" if sizes.has("generative_head.") else "mlp_generator"
+    if not sizes.has(f"{prefix}."):
+        raise CalmError(f"{source} has no head: no tensor is named generative_head.* or mlp_generator.*")
+    return EnergyHeadConfig(sizes.count(f"{prefix}.mlp_blocks"), sizes.of(f"{prefix}.noise_embd.weight")[1])
+
+
+class _Sizes:
+    """Shapes by name; a name that is missing is told as such."""
+
+    def __init__(self, weights: Weights, source: str) -> None:
+        self._weights, self._source = weights, source
+
+    def of(self, name: str) -> tuple[int, int]:
+        """The shape of the matrix ``name``."""
+        if name not in self._weights:
+            raise CalmError(f"{self._source} is refused: lacks {name}, which tells its sizes")
+        shape = tuple(self._weights[name].shape)
+        if len(shape) != 2 or 0 in shape:
+            raise CalmError(f"{self._source} is refused: wrong shape {name} {list(shape)}, a matrix is needed")
+        return shape[0], shape[1]
+
+    def has(self, prefix: str) -> bool:
+        """Whether any name starts with ``prefix``."""
+        return any(name.startswith(prefix) for name in self._weights)
+
+    def count(self, prefix: str) -> int:
+        """How many layers are numbered after ``prefix``."""
+        numbers = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in self._weights]
+        return len({number[1] for number in numbers if number})
+
+
+def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[str], source: str) -> Any:
+    """A model of ``shape`` that holds ``weights``, or CalmError with all that is missing, left over or misshapen."""
+    with torch.device("meta"):
+        model: nn.Module = model_class(shape)
+    own, names = model.state_dict(), reference_names(model)
+    copies = {name: [theirs for theirs in names[name] if theirs in weights] for name in own}
+    # Tools that save no tensor twice drop one copy, with all that stands under its first name.
+    first_names = {name.split(".")[0] for name in weights}
+    lacking = [
+        theirs
+        for name, found in copies.items()
+        for theirs in names[name]
+        if theirs not in weights
+        and not (found and (theirs == OUTPUT_MATRIX or theirs.split(".")[0] not in first_names))
+    ]
+    known = {theirs for group in names.values() for theirs in group}
+    misshapen = [
+        f"{theirs} {list(weights[theirs].shape)} instead of {list(own[name].shape)}"
+        for name, found in copies.items()
+        for theirs in found
+        if weights[theirs].shape != own[name].shape
+    ]
+    problems = {
+        "config.json:": disagreements,
+        "lacks": lacking,
+        "has unknown": sorted(set(weights) - known),
+        "wrong shapes:": misshapen,
+        f"neither of {', '.join(DTYPES)}:": sorted(
+            name for name in known & set(weights) if weights[name].dtype not in DTYPES.values()
+        ),
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{problem} {', '.join(names)}" for problem, names in problems.items() if names)
+        raise CalmError(f"{source} is refused: {told}")
+    for found in copies.values():
+        for second in found[1:]:
+            if not torch.equal(weights[second], weights[found[0]]):
+                raise CalmError(f"{source} is refused: {second} differs from {found[0]}; here they are one tensor")
+    model.load_state_dict({name: weights[found[0]].float() for name, found in copies.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _disagreements(config: dict[str, Any], shape: dict[str, Any]) -> list[str]:
+    """Where config.json contradicts the weights, or asks for what no model here can do."""
+    wrong = [
+        f"{key} is {config[key]!r}, the weights have {value!r}"
+        for key, value in shape.items()
+        if config.get(key) is not None and config[key] != value
+    ]
+    return wrong + [
+        f"{key} is {config[key]!r}, here it is always {value!r}"
+        for key, value in FIXED.items()
+        if key in config and config[key] != value
+    ]
+
+
+def _number(config: dict[str, Any], key: str, default: float, source: str) -> float:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+        raise CalmError(f"{source} is refused: config.json: {key} is {value!r}, a positive number is needed")
+    return float(value)

@@ -1,0 +1,98 @@
+"""The model card beside the weights: what a model is, what it was trained on, how well it does, how to load it.
+
+Markdown under a YAML header, as the Hugging Face hub reads it.
+"""
+
+import html
+from typing import Any
+
+import yaml
+
+TITLES = {
+    "autoencoder": "Autoencoder of CALM",
+    "calm": "CALM, a continuous autoregressive language model",
+    "transformer": "Transformer, the baseline of CALM",
+}
+
+_ABOUT = {
+    "autoencoder": "It packs K tokens into one latent vector and back; a CALM predicts these vectors.",
+    "calm": "It predicts one latent vector for every K tokens; its autoencoder, in `autoencoder/`, decodes them.",
+    "transformer": "It predicts one token a step by a softmax, on the same backbone code as CALM.",
+}
+
+_LOADING = {
+    "autoencoder": """from pathlib import Path
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.storage.model_folder import load_model
+
+autoencoder = load_model(Autoencoder, Path("models/autoencoder"))""",
+    "calm": """from calm_core.inference.language_model import load_language_model
+
+model = load_language_model("models/calm")
+print(model.generate(["The bucket"], tokens=32, temperature=0.5, seed=0))""",
+}
+_LOADING["transformer"] = _LOADING["calm"].replace("models/calm", "models/transformer")
+
+
+def render_model_card(
+    kind: str, config: dict[str, Any], corpus: dict[str, Any], params: dict[str, Any], results: dict[str, Any]
+) -> str:
+    """The card of a model of ``kind``.
+
+    ``config`` is its config.json, ``corpus`` the description of the tokens, ``params`` the section it was trained
+    with, ``results`` a mapping of measured figures; lists are printed as intervals.
+    """
+    train, held_out = corpus["splits"]["train"], corpus["splits"]["validation"]
+    header = {"library_name": "calm_core", "tags": sorted({"calm", "arxiv:2510.27688", kind})}
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        "---",
+        f"# {TITLES[kind]}",
+        "",
+        f"{_ABOUT[kind]} Paper: [arXiv 2510.27688](https://arxiv.org/abs/2510.27688). Made by the pipeline of this",
+        "repository (`dvc repro`).",
+        "",
+        "## Load",
+        "```python",
+        _LOADING[kind],
+        "```",
+        "",
+        "## Data",
+        f"{_text(corpus['source'])}; licence: {_text(corpus['licence'])}.",
+        f"Training split: {train['documents']:,} documents,",
+        f"{train['tokens']:,} tokens; held out: {held_out['tokens']:,} tokens.",
+        "",
+        "## Results, held-out text",
+        *_table(results),
+        "",
+        "## Shape",
+        *_table(_flat({key: value for key, value in config.items() if key != "kind" and value is not None})),
+        "",
+        "## Training",
+        *_table(params),
+        "",
+        "A model of this size writes text that is neither true nor safe to act on; it is here to be measured.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    return ["| | |", "| --- | --- |", *(f"| {_text(key)} | {_text(value)} |" for key, value in values.items())]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_text(item) for item in value) + "]"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    # Names come from elsewhere: neither HTML nor the end of a table's cell.
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "&#124;")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,93 @@
+"""The report: one HTML page that needs nothing else, from the results of a run. All text in it is escaped."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+
+from calm_core.report.figures import (
+    CALM,
+    TRANSFORMER,
+    brierlm_against_cross_entropy,
+    brierlm_against_flops,
+    training_curves,
+)
+
+TITLES = {"calm": "CALM", "transformer": "Transformer"}
+_COLOURS = {"calm": CALM, "transformer": TRANSFORMER}
+
+
+def read_curves(folder: Path) -> dict[str, dict[str, pl.DataFrame]]:
+    """The training curves under ``folder``: a model's name to its scalars, each a table of step and value."""
+    return {
+        model.name: {
+            path.stem: pl.read_csv(path, separator="\t") for path in sorted((model / "plots/metrics").glob("*.tsv"))
+        }
+        for model in sorted(folder.iterdir())
+    }
+
+
+def render_report(
+    *,
+    params: Any,
+    params_text: str,
+    corpus: dict[str, Any],
+    autoencoder: dict[str, Any],
+    brierlm: dict[str, Any],
+    flops: dict[str, Any],
+    correlation: dict[str, Any],
+    curves: dict[str, dict[str, pl.DataFrame]],
+    samples: list[dict[str, str]],
+    machine: dict[str, str],
+) -> str:
+    """The page as text; arguments are the contents of results/*.json and what the report stage gathers."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    models = {
+        TITLES[name]: {**result, "training_flops": flops["run"][name]["training_flops"], "colour": _COLOURS[name]}
+        for name, result in brierlm.items()
+    }
+    figures = {
+        "quality": brierlm_against_flops(models),
+        "curves": training_curves(curves),
+        "correlation": brierlm_against_cross_entropy(correlation["checkpoints"]),
+    }
+    return environment.get_template("report.html.jinja").render(
+        params=params,
+        params_text=params_text,
+        corpus=corpus,
+        autoencoder=autoencoder,
+        brierlm=brierlm,
+        flops=flops,
+        flops_rows=_flops_rows(flops),
+        correlation=correlation,
+        figures=figures,
+        samples=samples,
+        machine=machine,
+        titles=TITLES,
+        interval=_interval,
+    )
+
+
+def _interval(result: dict[str, Any]) -> str:
+    low, high = result["brierlm_ci95"]
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def _flops_rows(flops: dict[str, Any]) -> list[dict[str, Any]]:
+    published, run = flops["published"], flops["run"]
+    return [
+        {"name": "Transformer-S, published shape", "key": "", "counted": None, **published["transformer_s"]},
+        {"name": "CALM-M, published shape", "key": "", "counted": None, **published["calm_m"]},
+        *(
+            {
+                "name": f"{TITLES[key]}, this run",
+                "key": key,
+                "counted": run[key]["measured_inference_flops_per_token"],
+                **run[key],
+            }
+            for key in ("transformer", "calm")
+        ),
+    ]

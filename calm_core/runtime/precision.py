@@ -1,0 +1,69 @@
+"""Threads and bf16: what the machine at hand does fast.
+
+bf16 matrix products run several times faster than float32 where the processor has units for them (AVX512-BF16,
+AMX, any recent GPU), and several times slower where they are emulated; "auto" looks.
+"""
+
+import contextlib
+import ctypes
+import os
+from typing import Literal
+
+import torch
+
+from calm_core.runtime.launcher import processes_here
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+
+def set_threads(threads: Literal["auto"] | int) -> int:
+    """Let torch use ``threads`` CPU threads, or as many as this process may run on; returns the number.
+
+    Processes that torchrun started on one machine share its cores.
+
+    Also lets the process keep the memory that it frees, see ``keep_freed_memory``.
+    """
+    keep_freed_memory()
+    cores = len(os.sched_getaffinity(0)) // processes_here()
+    count = max(1, cores) if threads == "auto" else threads
+    torch.set_num_threads(count)
+    return count
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator reuse large blocks instead of returning them to the system at once; glibc only.
+
+    A training step allocates the same tensors again and again. By default glibc maps each large one anew, and
+    the page faults cost a small model's step a quarter of its time (docs/performance.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    largest = 2**31 - 1
+    mallopt(M_MMAP_THRESHOLD, largest)
+    mallopt(M_TRIM_THRESHOLD, largest)
+    mallopt(M_TOP_PAD, 64 << 20)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether matrix products run in bf16 on ``device`` under ``precision``."""
+    return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Context in which matrix products run in bf16 where ``precision`` asks for it; weights stay float32."""
+    if uses_bfloat16(precision, device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,124 @@
+"""The processes that train one model together: which of them this is, what its share of a batch is, how they agree.
+
+Notable:
+- a process alone is the first of one, and its every method is free: nothing here asks whether there are others;
+- what a batch holds is a function of its step alone; a process takes its rows of it, so N processes see what one does;
+- decisions (stop now, save now) are taken together, over gloo on the CPU, so that no device has to be waited for.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from calm_core.errors import CalmError
+from calm_core.runtime.launcher import is_one_of_many
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for others that live, as for one that prepares what all need; gloo notices dead ones."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """``count`` processes of which this is number ``rank``, computing on ``device``."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files and tells people."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> range:
+        """This process's rows of a batch of ``rows``, which the number of processes must divide."""
+        size = rows // self.count
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    def any(self, flags: list[bool]) -> list[bool]:
+        """For each of ``flags`` whether it is true in one of the processes."""
+        if self.count == 1:
+            return flags
+        together = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(together, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in together.tolist()]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of ``values``, of the same shape everywhere, over the processes."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.count
+        return values
+
+    def from_first(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The CPU tensors that the first process has; the others pass None."""
+        if self.count == 1:
+            assert tensors is not None
+            return dict(tensors)
+        held = tensors or {}
+        received = {}
+        for name, shape, dtype in self.agreed([(name, one.shape, one.dtype) for name, one in held.items()]):
+            received[name] = held[name] if self.is_first else torch.empty(shape, dtype=dtype)
+            dist.broadcast(received[name], src=0)
+        return received
+
+    def agreed(self, value: T) -> T:
+        """A small picklable ``value`` as the first process has it."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait_for_all(self) -> None:
+        """Go on when every process has come here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[Processes]:
+    """The processes of this run, connected to one another while the block runs: gloo on the CPU, NCCL on GPUs.
+
+    Raises:
+        CalmError: ``device_type`` is cuda and there is none.
+    """
+    device = _device(device_type)
+    if not is_one_of_many():
+        yield Processes(device=device)
+        return
+    # With a device's own backend beside it, gloo stays there for CPU tensors.
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    # After a restart torchrun's store still has the addresses of processes that are gone.
+    store, rank, count = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        yield Processes(rank, count, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(device_type: Literal["cpu", "cuda"]) -> torch.device:
+    if device_type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise CalmError("runtime.device is cuda, but torch finds no CUDA device; use cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device

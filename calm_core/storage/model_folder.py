@@ -1,0 +1,103 @@
+"""Models as folders that describe themselves.
+
+config.json holds the kind of model, the context it was trained with and its shape; model.safetensors the
+float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoencoder in a folder inside its own. The
+model card, README.md, comes later in the pipeline (``model_card``).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import pydantic
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from calm_core.errors import CalmError, one_line
+from calm_core.storage.atomic import move_into_place, scratch_folder
+from calm_core.storage.json_io import read_json, write_json
+from calm_core.storage.tensors import load_tensors, save_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+
+AUTOENCODER = "autoencoder"
+"""The folder of a CALM's autoencoder inside the CALM's own."""
+
+
+def save_model(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, context_tokens: int | None = None) -> None:
+    """Write a model whose ``config`` is a dataclass into ``folder``, file by file, each whole or not at all.
+
+    ``context_tokens`` is the context that a language model was trained with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config: Any = model.config
+    kind = type(model).__name__.lower()
+    write_json(folder / "config.json", {"kind": kind, "context_tokens": context_tokens, **asdict(config)})
+    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
+    save_tensors(weights, folder / "model.safetensors")
+    if tokenizer is not None:
+        with scratch_folder(folder) as scratch:
+            tokenizer.save(str(scratch / "tokenizer.json"))
+            move_into_place(scratch / "tokenizer.json", folder / "tokenizer.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json in ``folder`` says; raises CalmError where there is none or it is no model's."""
+    if not folder.is_dir():
+        raise CalmError(f"{folder} is no folder; a model's folder holds config.json and model.safetensors")
+    values = read_json(folder / "config.json")
+    known = isinstance(values, dict) and isinstance(values.get("kind"), str) and "context_tokens" in values
+    if not known or not (values["context_tokens"] is None or _is_size(values["context_tokens"])):
+        raise CalmError(
+            f"{folder}/config.json is no model's of this project; `calm import-checkpoint` converts the reference's"
+        )
+    return values
+
+
+def load_model(model_class: type[Model], folder: Path) -> Model:
+    """The model that ``save_model`` wrote, on the CPU, in evaluation mode and without gradients.
+
+    Takes memory for the weights that there are, whatever config.json claims.
+
+    Raises:
+        CalmError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    values = read_config(folder)
+    kind = model_class.__name__.lower()
+    if values.pop("kind") != kind:
+        raise CalmError(f"{folder} holds no model of kind {kind!r}; see its config.json")
+    del values["context_tokens"]
+    weights = load_tensors(
+        folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"
+    )
+    try:
+        for name, weight in weights.items():
+            if not weight.is_floating_point():
+                raise ValueError(f"{name} holds {weight.dtype}")
+        # The constructor of a model says which dataclass its shape is, and the types of that what a size may be.
+        config_class = get_type_hints(model_class.__init__)["config"]
+        config: Any = pydantic.TypeAdapter(config_class).validate_python(values)
+        with torch.device("meta"):
+            model = model_class(config)
+        # Copies, since the file may be mapped where processors read slowly, and may change under a mapping.
+        copies = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
+        model.load_state_dict(copies, assign=True)
+    except (ValueError, TypeError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
+        raise CalmError(f"{folder} is incomplete or damaged: {one_line(error)}; `dvc repro` makes it anew") from None
+    return model.eval().requires_grad_(False)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 1 << 40
+
+
+def require_new_folder(destination: Path) -> None:
+    """Raise CalmError if anything stands at ``destination``."""
+    if destination.exists() or destination.resolve().exists():  # "new/.." is where we are
+        raise CalmError(f"{destination} exists; name a new folder, or remove it first")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many trainable numbers ``model`` holds."""
+    return sum(parameter.numel() for parameter in model.parameters())

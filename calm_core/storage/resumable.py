@@ -1,0 +1,72 @@
+"""Files that a long piece of work has finished: a process that is killed loses the one that it was making, no more.
+
+They lie outside the artefacts, since a stage writes those whole or not at all, in a folder that belongs to one piece of
+work alone: same params, same inputs, same code. A file's name there ends in the SHA-256 of its content, so that a
+single rename publishes both and any damage shows when it is read.
+"""
+
+import os
+import re
+import shutil
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from calm_core.storage.atomic import move_into_place, scratch_folder
+from calm_core.storage.checksum import sha256
+
+
+class FinishedFiles:
+    """The finished files of one piece of work, in ``folder``; ``name`` is how the lines that it prints begin."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self._name = folder, name
+
+    def scratch(self, process: int = 0) -> AbstractContextManager[Path]:
+        """An empty folder for files that ``process`` has not finished; whatever is left in it goes at the end."""
+        return scratch_folder(self.folder / f"process-{process}")
+
+    def keep(self, path: Path) -> str:
+        """Move the whole file at ``path``, in the scratch folder, to the finished ones; returns its SHA-256.
+
+        Raises:
+            OSError: it cannot reach the disk.
+        """
+        digest = sha256(path)
+        move_into_place(path, self._path(path.name, digest))
+        return digest
+
+    def find(self, name: str) -> str | None:
+        """SHA-256 of the finished file ``name``, None if there is none; a damaged one is told of and removed."""
+        stem, suffix = Path(name).stem, Path(name).suffix
+        pattern = re.compile(rf"{re.escape(stem)}-([0-9a-f]{{64}}){re.escape(suffix)}")
+        for path in sorted(self.folder.glob(f"{stem}-*{suffix}")):
+            if match := pattern.fullmatch(path.name):
+                if sha256(path) == match[1]:
+                    return match[1]
+                self.tell(f"{path} is damaged; it is made again")
+                path.unlink()
+        return None
+
+    def read_bytes(self, name: str, digest: str) -> bytes:
+        """Content of the finished file ``name``."""
+        return self._path(name, digest).read_bytes()
+
+    def size(self, name: str, digest: str) -> int:
+        """Bytes of the finished file ``name``."""
+        return self._path(name, digest).stat().st_size
+
+    def put(self, name: str, digest: str, folder: Path) -> None:
+        """Have the finished file ``name`` in ``folder`` too, without taking its room twice where links are known."""
+        source = self._path(name, digest)
+        try:
+            os.link(source, folder / name)
+        except OSError:  # two file systems, or one that knows no links
+            shutil.copyfile(source, folder / name)
+
+    def tell(self, line: str) -> None:
+        """Print ``line`` on standard error."""
+        print(f"{self._name}: {line}", file=sys.stderr, flush=True)
+
+    def _path(self, name: str, digest: str) -> Path:
+        return self.folder / f"{Path(name).stem}-{digest}{Path(name).suffix}"

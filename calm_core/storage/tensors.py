@@ -1,0 +1,64 @@
+"""Safetensors files: written whole or not at all, and read without trust.
+
+What reads them runs nothing that they hold, and takes no memory that they only claim to fill.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from calm_core.errors import CalmError, one_line
+from calm_core.storage.atomic import move_into_place, scratch_folder
+
+Expected = Mapping[str, tuple[int, tuple[str, ...]]]
+"""The number of dimensions of each tensor of a file, and what its numbers may be: "int32", "float16", ..."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``tensors``, contiguous and on the CPU, to ``path``; what stood there stays until the file is whole."""
+    with scratch_folder(path.parent) as scratch:
+        save_file(dict(tensors), scratch / path.name, dict(metadata) if metadata else None)
+        move_into_place(scratch / path.name, path)
+
+
+def load_tensors(path: Path, remedy: str = "delete it and run `dvc repro`") -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, memory-mapped.
+
+    Raises:
+        CalmError: it is missing, or its header does not go with its content; ends in ``remedy``.
+    """
+    try:
+        return load_file(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # beside SafetensorError, whatever torch says of types and shapes that it lacks
+        raise damaged(path, error, remedy) from None
+
+
+def damaged(path: Path, error: Exception, remedy: str = "delete it and run `dvc repro`") -> CalmError:
+    """What a user is told where reading ``path`` failed with ``error``."""
+    return CalmError(f"{path} is missing or damaged ({one_line(error)}); {remedy}")
+
+
+def read_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped.
+
+    Raises:
+        CalmError: it is missing or damaged, or holds other tensors than ``expected``.
+    """
+    tensors = load_tensors(path)
+    found = {name: (tensor.ndim, str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()}
+    require_tensors(path, found, expected)
+    return tensors
+
+
+def require_tensors(path: Path, found: Mapping[str, tuple[int, str]], expected: Expected) -> None:
+    """Raise CalmError unless ``found``, dimensions and dtype of each tensor by name, is what is ``expected``."""
+    right = found.keys() == expected.keys() and all(
+        found[name][0] == dimensions and found[name][1] in dtypes for name, (dimensions, dtypes) in expected.items()
+    )
+    if not right:
+        shown = ", ".join(f"{name} [{ndim} dimensions, {dtype}]" for name, (ndim, dtype) in sorted(found.items()))
+        raise CalmError(f"{path} holds {shown or 'nothing'}, not {', '.join(expected)}; delete it and run `dvc repro`")

@@ -1,0 +1,70 @@
+"""Texts to token ids in batches: while the tokenizer encodes one, outside Python's lock, Python reads the next."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from calm_core.tokens.tokenizer import end_of_text_id
+
+BATCH_DOCUMENTS = 4096
+BATCH_CHARACTERS = 1 << 20
+"""Where a batch ends, whichever is reached first. A token takes some hundred bytes while it is being encoded."""
+
+
+class EncodedDocuments(NamedTuple):
+    """Some documents in a row: their texts, their token ids one after the other, and how many each has."""
+
+    texts: list[str]
+    token_ids: np.ndarray
+    lengths: np.ndarray
+
+    def documents(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each document with its token ids."""
+        return zip(self.texts, np.split(self.token_ids, self.lengths.cumsum()[:-1]), strict=True)
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[EncodedDocuments]:
+    """All of ``texts`` in batches, with their token ids, an end-of-text token after each document.
+
+    While a batch is encoded, outside Python's lock, the next one is read and the last one is used.
+    """
+    end_of_text = end_of_text_id(tokenizer)
+
+    def encode(batch: list[str]) -> list[Encoding]:
+        return tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+
+    with ThreadPoolExecutor(max_workers=1) as encoder:
+        running: tuple[list[str], Future[list[Encoding]]] | None = None
+        for batch in _batches(texts):
+            before, running = running, (batch, encoder.submit(encode, batch))
+            if before:
+                yield _gathered(before[0], before[1].result(), end_of_text)
+                del before
+        if running:
+            yield _gathered(running[0], running[1].result(), end_of_text)
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _gathered(texts: list[str], encodings: list[Encoding], end_of_text: int) -> EncodedDocuments:
+    # One list for all: an array for each document costs twice as much where documents are short.
+    token_ids: list[int] = []
+    for encoding in encodings:
+        token_ids += encoding.ids
+        token_ids.append(end_of_text)
+    lengths = np.array([len(encoding) + 1 for encoding in encodings])
+    return EncodedDocuments(texts, np.fromiter(token_ids, np.int32, len(token_ids)), lengths)

@@ -1,0 +1,117 @@
+"""AdamW for vectors and embeddings, Muon for the matrices, and the learning-rate schedules.
+
+Muon takes the momentum of a matrix and steps along its nearest semi-orthogonal matrix, found by a
+Newton-Schulz iteration (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon). torch.optim.Muon runs
+that iteration in bfloat16, some fifty times slower than float32 on a CPU without bfloat16 units, and one
+matrix at a time; here matrices of one shape go together, in float32.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calm_core.params import TrainingParams
+from calm_core.training.sharding import placed_like, whole
+
+# Coefficients of the quintic x -> a x + b x^3 + c x^5 that pushes singular values towards 1 (ibid.).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: singular values end up in about [0.7, 1.2].
+
+    ``matrices`` is a float32 batch [n, rows, columns]; the result has its shape.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices [rows, columns]; steps have size lr * sqrt(max(1, rows / columns))."""
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
+                directions = [whole(self._nesterov(p, group["momentum"])) for p in parameters]
+                updates = orthogonalise(torch.stack(directions)).unbind()
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+                placed = [placed_like(update, p) for update, p in zip(updates, parameters, strict=True)]
+                torch._foreach_add_(parameters, placed, alpha=-scale)
+
+    def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
+        gradient: Tensor = parameter.grad  # type: ignore[assignment]
+        state: dict[str, Any] = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum"], momentum)
+
+
+def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.optim.Optimizer]:
+    """The optimisers that ``training`` asks for, over all parameters of ``model``.
+
+    "adamw" is the published one: AdamW with betas (0.9, 0.95) for everything, decay on matrices alone. "muon"
+    takes the matrices between hidden layers; embeddings, output matrices, gains and biases stay with AdamW.
+    Embeddings have a learning rate of their own: an entry moves only in steps that see its token.
+    """
+    matrices: list[nn.Parameter] = []
+    embeddings: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if name.endswith("embedding.weight"):
+            embeddings.append(parameter)
+        elif parameter.ndim == 2 and not name.startswith("output."):
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": embeddings, "lr": training.embedding_learning_rate, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimisers: list[torch.optim.Optimizer] = []
+    if training.optimiser == "muon":
+        optimisers.append(Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay))
+    else:
+        groups.append({"params": matrices})
+    decay = training.weight_decay
+    optimisers.append(
+        torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
+    )
+    return optimisers
+
+
+def learning_rate_factor(step: int, training: TrainingParams) -> float:
+    """What the peak learning rates are multiplied with at ``step`` (0 is the first), in (0, 1].
+
+    Linear warm-up over ``warmup_steps``, then constant, or down to zero along a line or half a cosine.
+    """
+    warmup = min(1.0, (step + 1) / max(1, training.warmup_steps))
+    rest = max(0, step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    if training.schedule == "linear":
+        return warmup * (1 - rest)
+    if training.schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * rest))
+    return warmup

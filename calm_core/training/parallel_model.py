@@ -1,0 +1,121 @@
+"""One model in several processes, from outside: copies that average gradients (DDP), or shards (FSDP2).
+
+Notable:
+- the model stays as it is. Whatever a step does with it runs inside ``ParallelModel.run``, which gives DDP its forward
+  pass and FSDP the moment to gather what lies outside the layers;
+- FSDP shards each layer on its own and the rest, such as embeddings, as one; weights, gradients and the
+  optimisers' state stay spread, and only the layer at work is whole;
+- autocast casts as in one process, so that the numbers are those of one process.
+
+torch's DistributedDataParallel and fully_shard do the work.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from calm_core.nn.layers import ResidualSwiGLU
+from calm_core.runtime.process_group import Processes
+from calm_core.training.sharding import whole
+
+Model = TypeVar("Model", bound=nn.Module)
+Parallelism = Literal["ddp", "fsdp"]
+
+
+class ParallelModel(Generic[Model]):
+    """``model``, made ready on the device of ``processes`` and changed in place.
+
+    With ``activation_checkpointing`` a layer's activations are computed again in the backward pass instead of kept.
+    """
+
+    def __init__(
+        self, model: Model, processes: Processes, parallelism: Parallelism, activation_checkpointing: bool
+    ) -> None:
+        self.model, self._processes = model, processes
+        self._whole: Model | None = None
+        if processes.count > 1 and parallelism == "fsdp":
+            self._whole = copy.deepcopy(model)
+        if activation_checkpointing:
+            _recompute_layers(model)
+        model.to(processes.device)
+        self._root: nn.Module = _Within(model)
+        if processes.count == 1:
+            return
+        if parallelism == "ddp":
+            devices = None if processes.device.type == "cpu" else [processes.device]
+            self._root = DistributedDataParallel(self._root, device_ids=devices)
+            return
+        mesh = init_device_mesh(processes.device.type, (processes.count,))
+        for layer in _layers(model):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self._root, mesh=mesh)
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """``work()``, which uses the model; gradients of what it returns are averaged over the processes."""
+        return self._root(work)
+
+    def look(self, work: Callable[[], Any]) -> Any:
+        """``work()``, which uses the model and learns nothing."""
+        with torch.no_grad():
+            result = self._root(work)
+        if isinstance(self._root, FSDPModule):
+            self._root.reshard()  # a backward pass would do so
+        return result
+
+    def without_averaging(self) -> contextlib.AbstractContextManager[None]:
+        """Context for a pass of a step that is not its last: gradients add up in this process."""
+        if isinstance(self._root, DistributedDataParallel):
+            return self._root.no_sync()
+        if isinstance(self._root, FSDPModule):
+            return _spread_gradients_later(self._root)
+        return contextlib.nullcontext()
+
+    def whole(self) -> Model:
+        """The model with all its weights in one piece; every process has to ask."""
+        if self._whole is None:
+            return self.model
+        weights = {name: whole(tensor).detach().cpu() for name, tensor in self.model.state_dict().items()}
+        self._whole.load_state_dict(weights)
+        return self._whole
+
+
+class _Within(nn.Module):
+    """Any function as a forward pass of ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """What the model repeats: backbone layers, blocks of a head, layers of an autoencoder."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    listed = [layer for each in lists for layer in each]
+    return listed + [module for module in model.modules() if isinstance(module, ResidualSwiGLU)]
+
+
+def _recompute_layers(model: nn.Module) -> None:
+    for layer in _layers(model):
+        # No layer draws random numbers, so none need to be drawn again.
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextlib.contextmanager
+def _spread_gradients_later(root: FSDPModule) -> Iterator[None]:
+    root.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        root.set_requires_gradient_sync(True)

@@ -1,0 +1,65 @@
+"""Where interrupted work of a stage is kept until it goes on: .checkpoints/STAGE-KEY.
+
+The key is made of all that dvc.yaml says the stage depends on, its code included, so that work never goes on from
+that of other params: change a param and there is another folder, change it back and the first one is used. How many
+processes and threads work on it is left out: any number of them goes on from what any other saved.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from calm_core.params import Params
+from calm_core.runtime.launcher import rank_in_environment
+from calm_core.storage.checksum import sha256
+from calm_core.storage.provenance import DESCRIPTION
+from stages.runner.run import CHECKPOINTS, FINISHED
+
+PIPELINE = Path("dvc.yaml")
+
+
+def folder_of(stage: str, params: Params, others: Any = None) -> Path:
+    """The folder for what ``stage`` depends on now: by dvc.yaml, and on ``others``, plain JSON."""
+    folder = CHECKPOINTS / f"{stage}-{_key(stage, params, others)}"
+    foreign = [path for path in CHECKPOINTS.glob(f"{stage}-*") if path.is_dir() and path != folder]
+    if foreign and rank_in_environment() == 0:
+        size = sum(path.stat().st_size for other in foreign for path in other.rglob("*") if path.is_file())
+        told = f"{len(foreign)} interrupted with other params, code or inputs, {size / 1e6:,.0f} MB"
+        print(f"{stage}: {CHECKPOINTS} keeps {told}; delete what you do not want", file=sys.stderr, flush=True)
+    (folder / FINISHED).unlink(missing_ok=True)
+    return folder
+
+
+def mark_finished(folder: Path) -> None:
+    """Say that the outputs of the stage are written.
+
+    What is in ``folder`` stays until the next stage begins: before that nobody knows whether DVC could keep the
+    outputs.
+    """
+    (folder / FINISHED).touch()
+
+
+def _key(stage: str, params: Params, others: Any) -> str:
+    declared = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    values = params.model_dump()
+    values["runtime"] = values["runtime"]["precision"]
+    depends = {
+        "params": {section: values[section] for section in declared["params"]},
+        "inputs": {path: _identity(Path(path)) for path in declared["deps"]},
+        "others": others,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(path: Path) -> Any:
+    """SHA-256 of a file; of a data folder's description, which holds those of its files; of each file of code."""
+    if not path.is_dir():
+        return sha256(path)
+    if (path / DESCRIPTION).is_file():
+        return sha256(path / DESCRIPTION)
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
+    return {str(file.relative_to(path)): sha256(file) for file in files}

@@ -1,0 +1,189 @@
+"""What every stage does around its work: validate params, be alone, time it, stop in time, tell mistakes in a line."""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from calm_core.errors import CalmError, one_line
+from calm_core.params import Params, load_params
+from calm_core.runtime.launcher import is_one_of_many, rank_in_environment
+from calm_core.storage.atomic import write_text
+from calm_core.storage.json_io import write_json
+from stages.runner.launch import LOST_CONTACT, end_with_parent, launch, leave_to_launcher, lost_contact
+
+TIMINGS = Path("results/timings.json")
+"""Seconds and rates of each stage when it last ran on this machine.
+
+Not an output that DVC tracks: the time a stage takes is the one thing that a second run does not reproduce.
+The report shows it from a script beside it, results/timings.js, if that is there.
+"""
+
+CHECKPOINTS = Path(".checkpoints")
+"""Interrupted work (``interrupted``), and a lock for each stage; no output of any stage."""
+
+FINISHED = "finished"
+"""The file in a folder of interrupted work that says that the outputs of the stage are written."""
+
+GRACE_SECONDS = 4.0
+"""How long after Ctrl-C or SIGTERM a stage may still be at work."""
+
+Measured = dict[str, float]
+"""Figures of speed that a stage returns, by name, units in the names."""
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
+    """Run ``work`` as the stage ``name`` and end the process: status 0, or another after one line on standard error.
+
+    The status is 130 after Ctrl-C, 143 after SIGTERM, and 1 after a mistake in params or data, a disk that is full or
+    cannot be written, or a lack of memory.
+
+    A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or has been by torchrun: then the
+    first process has the stage's lock and tells, the others leave what went wrong to whoever launched them.
+    """
+    if is_one_of_many():
+        end_with_parent()
+    _end_within_seconds(name)
+    try:
+        _run(name, work, by_processes)
+    except _Stopped as stopped:  # perhaps while another error was being told
+        if not is_one_of_many():  # whoever launched it tells
+            print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
+        sys.exit(128 + stopped.signal)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # this process is about to end anyway
+
+
+def _run(name: str, work: Callable[[Params], Measured | None], by_processes: bool) -> None:
+    started = time.monotonic()
+    try:
+        params = load_params()
+        if by_processes and params.runtime.launcher == "torchrun" and not is_one_of_many():
+            launch(name, params.runtime.processes)
+        elif rank_in_environment() > 0:
+            work(params)
+        else:
+            with _alone(name):
+                _remove_finished(name)
+                measured = work(params) or {}
+                _record(name, time.monotonic() - started, measured)
+    except CalmError as error:
+        _fail(f"{name}: {error}")
+    except Exception as error:
+        reason = _machine_failure(error)
+        if reason is None and is_one_of_many() and lost_contact(error):
+            leave_to_launcher(f"{name}: {LOST_CONTACT}")
+            sys.exit(1)
+        if reason is None:
+            raise
+        _fail(f"{name}: {reason}, then run `dvc repro` again")
+
+
+def _fail(line: str) -> NoReturn:
+    if rank_in_environment() > 0:
+        leave_to_launcher(line)
+        sys.exit(1)
+    sys.exit(line)
+
+
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM has come."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__("Ctrl-C" if self.signal == signal.SIGINT else self.signal.name)
+
+
+def _end_within_seconds(name: str) -> None:
+    """From now on Ctrl-C and SIGTERM raise ``_Stopped``, and end the process some seconds later whatever it does."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise _Stopped(number)
+
+    def watch() -> None:
+        # Signals that a library handles are written here, too.
+        while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        time.sleep(GRACE_SECONDS)
+        told = (
+            f"{name}: stopped by {_Stopped(number)} in the middle of a step; `dvc repro` goes on from what is saved\n"
+        )
+        os.write(sys.stderr.fileno(), told.encode())
+        os._exit(128 + number)
+
+    # Python runs a handler between two of its own instructions only, which a long computation in C++ keeps it from; the
+    # descriptor is written to at once, and a thread can read it meanwhile.
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Hold the stage's lock; raises CalmError if another process does, such as one that outlived a killed DVC."""
+    CHECKPOINTS.mkdir(exist_ok=True)
+    with (CHECKPOINTS / f"{name}.lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CalmError(f"process {file.read()} runs this stage here already; wait for it or stop it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _remove_finished(name: str) -> None:
+    """Remove the interrupted work of stages whose outputs are written, since DVC, going on to this stage, has them.
+
+    Those of this stage stay: if it runs again then DVC could not keep its outputs, for lack of room for instance.
+    """
+    for marker in CHECKPOINTS.glob(f"*/{FINISHED}"):
+        if not marker.parent.name.startswith(f"{name}-"):
+            shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def _machine_failure(error: Exception) -> str | None:
+    """What the machine lacks and what to do about it, as one line; None if ``error`` is of another kind."""
+    text = one_line(error)
+    # Libraries written in Rust tell the error of the system in their message alone.
+    told = re.search(r"\(os error (\d+)\)", text)
+    number = error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
+    if number in _UNWRITABLE:
+        place = getattr(error, "filename", None) or "outputs"
+        return f"cannot write {place}: {os.strerror(number)}; free some disk space or make it writable"
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or number == errno.ENOMEM or "can't allocate memory" in text:
+        wanted = re.search(r"tried to allocate ([\d.]+ ?\w+)", text)
+        return f"out of memory{f' ({wanted[0]})' if wanted else ''}; lower the batch or the model in params.yaml"
+    return None
+
+
+def _record(name: str, seconds: float, measured: Measured) -> None:
+    try:
+        timings = dict(json.loads(TIMINGS.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # it is nobody's contract: what is not whole starts anew
+        timings = {}
+    timings[name] = {"seconds": round(seconds, 3), **measured, "machine": platform.node()}
+    write_json(TIMINGS, timings)
+    write_text(TIMINGS.with_suffix(".js"), f"window.timings = {json.dumps(timings)};\n")
+    rates = "".join(f", {key.replace('_', ' ')} {value:,.0f}" for key, value in measured.items())
+    print(f"{name}: done in {seconds:.1f} s{rates}", file=sys.stderr, flush=True)

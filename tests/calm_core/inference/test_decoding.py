@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.training import manifold_distance
+from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, transformer_steps
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.layers import initialise
+from calm_core.transformer.model import Transformer, TransformerConfig
+
+BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
+
+
+def test_transformer_at_low_temperature_is_greedy() -> None:
+    model = Transformer(TransformerConfig(13, BACKBONE))
+    initialise(model, torch.Generator().manual_seed(0), embedding_std=1.0)
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    prompts = align_prompts(prompt.tolist(), 1, 0)
+    steps = transformer_steps(model, prompts, Sampling(1e-4), torch.Generator().manual_seed(0))
+    generated = torch.cat([next(steps).token_ids for _ in range(6)], dim=1)
+    greedy = prompt
+    for _ in range(6):
+        greedy = torch.cat([greedy, model(greedy)[:, -1:].argmax(dim=-1)], dim=1)
+    assert torch.equal(generated, greedy[:, 3:])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_calm_generates_whole_patches(temperature: float) -> None:
+    autoencoder = Autoencoder(AutoencoderConfig(13, 3, 16, 24, 8))
+    model = Calm(CalmConfig(13, 3, 8, BACKBONE, EnergyHeadConfig(1, 4)))
+    for part in (autoencoder, model):
+        part.initialise(torch.Generator().manual_seed(0))
+    prompts = align_prompts([[1, 2, 3, 4, 5, 6]], 3, 0)
+
+    def generate(seed: int) -> Tensor:
+        draws = torch.Generator().manual_seed(seed)
+        steps = calm_steps(model, autoencoder, prompts, Sampling(temperature), draws)
+        return torch.cat([next(steps).token_ids for _ in range(3)], dim=1)
+
+    assert generate(1).shape == (1, 9)
+    assert torch.equal(generate(1), generate(1))
+
+
+def test_distance_from_the_manifold() -> None:
+    autoencoder = Autoencoder(AutoencoderConfig(13, 3, 16, 24, 8))
+    autoencoder.initialise(torch.Generator().manual_seed(0))
+    latents = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    on_manifold = autoencoder.encode(autoencoder.decode(latents)).mean
+    expected = torch.stack([(a - b).norm() / math.sqrt(8) for a, b in zip(latents, on_manifold, strict=True)])
+    torch.testing.assert_close(manifold_distance(autoencoder, latents), expected)

@@ -1,0 +1,347 @@
+"""Temperature from samples alone, against distributions whose powers are known."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import binom
+from scipy.stats import chisquare
+from torch import Tensor
+
+from calm_core.errors import CalmError
+from calm_core.inference import temperature as temperature_module
+from calm_core.inference.temperature import (
+    LARGEST_BLOCK,
+    TemperatureSample,
+    batch_choice,
+    batch_temperature,
+    exact_temperature,
+    expected_draws,
+)
+
+THREE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class KnownSampler:
+    """Symbol number k with probability ``probabilities[row % len(probabilities), k]``; keeps a record."""
+
+    def __init__(self, probabilities: Tensor, rng: torch.Generator, symbols: Tensor | None = None) -> None:
+        self.probabilities = probabilities if probabilities.ndim == 2 else probabilities[None]
+        self.symbols = torch.arange(self.probabilities.shape[1])[:, None] if symbols is None else symbols
+        self.rng = rng
+        self.blocks: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, rows: Tensor, count: int) -> Tensor:
+        probabilities = self.probabilities[rows % len(self.probabilities)]
+        drawn = self.symbols[torch.multinomial(probabilities, count, replacement=True, generator=self.rng).T]
+        self.blocks.append((rows, drawn))
+        return drawn
+
+    def requested(self, rows: int) -> Tensor:
+        """Draws asked for, by row."""
+        total = torch.zeros(rows, dtype=torch.int64)
+        for asked, drawn in self.blocks:
+            total[asked] += len(drawn)
+        return total
+
+
+def power(probabilities: Tensor, temperature: float) -> Tensor:
+    """P^(1/T) / Z, through logarithms."""
+    return (probabilities.log() / temperature).softmax(dim=-1)
+
+
+def chi_square_p_value(symbols: Tensor, expected: Tensor) -> float:
+    observed = torch.bincount(symbols.flatten(), minlength=len(expected))
+    return float(chisquare(observed.numpy(), (expected.double() / expected.sum() * len(symbols)).numpy()).pvalue)
+
+
+@pytest.mark.parametrize("temperature", [1, 0.8, 0.5, 0.4, 0.3])
+def test_exact_sampling_follows_the_power(temperature: float) -> None:
+    rng = generator()
+    probabilities = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64)
+    sample = exact_temperature(KnownSampler(probabilities, rng), 70_000, temperature, rng)
+    expected = power(probabilities, temperature)
+    assert sample.exact.all()
+    assert chi_square_p_value(sample.symbols, expected) > 0.01
+    off_by_two_percent = expected * torch.tensor([1.02, 0.98, 0.98])
+    assert chi_square_p_value(sample.symbols, off_by_two_percent) < 0.01
+
+
+def test_exact_sampling_of_rows_that_differ() -> None:
+    distributions = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.4, 0.6, 0.0]], dtype=torch.float64)
+    rng = generator()
+    sample = exact_temperature(KnownSampler(distributions, rng), 60_000, 0.4, rng)
+    for row, distribution in enumerate(distributions[:2]):
+        assert chi_square_p_value(sample.symbols[row::3], power(distribution, 0.4)) > 0.01
+    assert chi_square_p_value(sample.symbols[2::3], power(distributions[2, :2], 0.4)) > 0.01
+
+
+@pytest.fixture(params=[None, 3, 1])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks as they are, and so short that most rounds and factories go on from block to block."""
+    if request.param:
+        monkeypatch.setattr(temperature_module, "FIRST_BLOCK", request.param)
+        monkeypatch.setattr(temperature_module, "LARGEST_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize(
+    ("whole", "probabilities"), [(2, THREE), (3, THREE), (5, THREE), (40, torch.tensor([0.96, 0.04]))]
+)
+def test_blocks_read_the_stream_in_order(whole: int, probabilities: Tensor) -> None:
+    """A loop over single draws finds the same, also for rounds that are longer than the first block."""
+    rows, length = 50, 5000
+    stream = torch.multinomial(probabilities.expand(rows, -1), length, replacement=True, generator=generator()).T
+    position = torch.zeros(rows, dtype=torch.int64)
+
+    def draw(asked: Tensor, count: int) -> Tensor:
+        drawn = stream[position[asked] + torch.arange(count)[:, None], asked]
+        position[asked] += count
+        return drawn[..., None]
+
+    sample = exact_temperature(draw, rows, 1 / whole, generator(), budget=length)
+    for row, draws in enumerate(stream.T.tolist()):
+        begin = next(start for start in range(0, length, whole) if len(set(draws[start : start + whole])) == 1)
+        assert sample.symbols[row].item() == draws[begin]
+        assert sample.draws[row].item() == begin + whole
+
+
+@pytest.mark.parametrize(
+    ("temperature", "probabilities", "rows"),
+    [
+        (1, THREE, 100),
+        (0.8, THREE, 20_000),
+        (0.4, THREE, 20_000),
+        (1 / 3, THREE, 20_000),
+        (0.8, torch.ones(400).double() / 400, 2000),  # factories as long as several blocks
+        (0.55, torch.ones(60).double() / 60, 2000),
+        (0.03, torch.tensor([0.97, 0.03]).double(), 2000),  # rounds longer than the first block
+    ],
+)
+def test_mean_draws(temperature: float, probabilities: Tensor, rows: int) -> None:
+    rng = generator()
+    draws = exact_temperature(KnownSampler(probabilities, rng), rows, temperature, rng, budget=10**6).draws.double()
+    standard_error = draws.std().item() / math.sqrt(rows)
+    assert abs(draws.mean().item() - expected_draws(probabilities, temperature)) <= 4 * standard_error + 1e-6
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("temperature", [0.8, 0.4])
+def test_factories_go_on_from_block_to_block(temperature: float) -> None:
+    rng = generator()
+    sample = exact_temperature(KnownSampler(THREE, rng), 10_000, temperature, rng)
+    assert chi_square_p_value(sample.symbols, power(THREE, temperature)) > 0.01
+    draws = sample.draws.double()
+    standard_error = draws.std().item() / 100
+    assert abs(draws.mean().item() - expected_draws(THREE, temperature)) <= 4 * standard_error
+
+
+@pytest.mark.parametrize("temperature", [math.nextafter(1 / 3, 0), 1 / 3, math.nextafter(1 / 3, 1)])
+def test_rounding_of_the_exponent_starts_no_factory(temperature: float) -> None:
+    rng = generator()
+    assert (exact_temperature(KnownSampler(THREE, rng), 1000, temperature, rng).draws % 3 == 0).all()
+    assert expected_draws(THREE, temperature) == pytest.approx(3 / (THREE**3).sum().item())
+
+
+@pytest.mark.parametrize("temperature", [1, 0.8, 0.5, 0.4, 0.3])
+def test_expected_draws_agrees_with_the_series(temperature: float) -> None:
+    """Term by term: no closed form of the factory's bias or of its mean number of draws."""
+    whole = math.floor(1 / temperature)
+    fraction = 1 / temperature - whole
+    per_round, success = float(whole), 0.0
+    for probability in THREE.tolist():
+        going_on = 1.0
+        for draws in range(1, 500 if fraction else 1):
+            per_round += probability**whole * going_on
+            success += probability**whole * going_on * probability
+            going_on *= (1 - probability) * (1 - fraction / draws)
+        success += 0 if fraction else probability**whole
+    assert expected_draws(THREE, temperature) == pytest.approx(per_round / success, rel=1e-9)
+
+
+def test_expected_draws_of_flat_and_of_certain_distributions() -> None:
+    assert expected_draws(torch.full((10,), 0.1).double(), 1 / 3) == pytest.approx(300)
+    assert expected_draws(torch.tensor([1.0, 0.0]), 0.4) == 3
+    assert expected_draws(torch.full((10,), 0.1), 1e-300) == math.inf
+
+
+def test_draws_are_asked_for_in_blocks() -> None:
+    rng = generator()
+    draw = KnownSampler(torch.ones(1000), rng)
+    sample = exact_temperature(draw, 20, 0.5, rng, budget=100_000)
+    most = int(sample.draws.max())
+    assert most > 4000
+    assert len(draw.blocks) < 10 + most / LARGEST_BLOCK
+    unused = draw.requested(20) - sample.draws
+    assert ((unused >= 0) & (unused < LARGEST_BLOCK)).all()
+
+
+@pytest.mark.parametrize("sampler", [exact_temperature, batch_temperature])
+def test_temperature_one_is_plain_sampling(sampler: Callable[..., TemperatureSample]) -> None:
+    draw = KnownSampler(THREE, generator())
+    sample = sampler(draw, 100, 1, generator(1))
+    assert torch.equal(sample.symbols, KnownSampler(THREE, generator())(torch.arange(100), 1)[0])
+    assert torch.equal(sample.draws, torch.ones(100, dtype=torch.int64))
+    assert torch.equal(draw.requested(100), sample.draws)
+    assert sample.exact.all()
+
+
+@pytest.mark.parametrize("sampler", [exact_temperature, batch_temperature])
+def test_same_seed_same_result(sampler: Callable[..., TemperatureSample]) -> None:
+    first, again, other = (
+        sampler(KnownSampler(THREE, rng), 200, 0.4, rng) for rng in (generator(1), generator(1), generator(2))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.symbols, other.symbols)
+
+
+@pytest.mark.parametrize("temperature", [0.8, 0.5, 0.3])
+def test_batch_sampling_approaches_the_power(temperature: float) -> None:
+    probabilities = 1 / torch.arange(1, 13).double()
+    expected = power(probabilities, temperature)
+    earlier = math.inf
+    for draws, rows in ((6, 20_000), (20, 20_000), (200, 3000), (1000, 1500)):
+        rng = generator()
+        sample = batch_temperature(KnownSampler(probabilities, rng), rows, temperature, rng, draws=draws)
+        assert not sample.exact.any()
+        assert (sample.draws == draws).all()
+        frequencies = torch.bincount(sample.symbols.flatten(), minlength=12) / rows
+        distance = (frequencies - expected).abs().sum().item() / 2
+        noise = (expected * (1 - expected) / rows).sqrt().sum().item()  # 2.5 times what exact sampling would show
+        assert distance < max(earlier / 1.5, noise)
+        assert draws > 6 or distance > noise
+        earlier = distance
+    assert distance < noise
+
+
+@pytest.mark.parametrize(
+    ("temperature", "weights"),
+    [
+        (1, [4, 2, 1]),
+        (0.5, [binom(4, 2), binom(2, 2), 0]),
+        (0.4, [binom(4, 2.5), binom(2, 2.5), 0]),
+        (0.8, [binom(4, 1.25), binom(2, 1.25), binom(1, 1.25)]),
+        (1 / 3, [1, 0, 0]),
+        (1e-300, [1, 0, 0]),
+        (5e-324, [1, 0, 0]),
+    ],
+)
+def test_batch_weights_are_binomial_coefficients(temperature: float, weights: list[float]) -> None:
+    batch = torch.tensor([0, 1, 0, 2, 0, 1, 0])
+    rows = 20_000
+    chosen = batch[batch_choice(batch[:, None, None].expand(-1, rows, 1), temperature, generator())]
+    possible = [symbol for symbol, weight in enumerate(weights) if weight]
+    assert set(chosen.tolist()) == set(possible)
+    if len(possible) > 1:
+        assert chi_square_p_value(chosen, torch.tensor(weights).double()[possible]) > 0.01
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.15, 0.8, 1e-300])
+def test_batch_sampling_falls_back_when_nothing_repeats(temperature: float) -> None:
+    samples = torch.arange(5).view(5, 1, 1).expand(5, 10_000, 1)
+    assert chi_square_p_value(batch_choice(samples, temperature, generator()), torch.ones(5)) > 0.01
+
+
+def test_an_empty_batch() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        batch_choice(torch.zeros(0, 3, 1), 0.5, generator())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.8])
+@pytest.mark.parametrize("sampler", [exact_temperature, batch_temperature])
+def test_symbols_that_agree_in_a_prefix_differ(sampler: Callable[..., TemperatureSample], temperature: float) -> None:
+    symbols = torch.tensor([[1, 2, 3], [1, 2, 4], [9, 2, 3]])
+    probabilities = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    rng = generator()
+    sample = sampler(KnownSampler(probabilities, rng, symbols), 3000, temperature, rng)
+    numbers = (sample.symbols[:, None] == symbols).all(dim=-1).long().argmax(dim=-1)
+    assert torch.equal(symbols[numbers], sample.symbols)
+    assert chi_square_p_value(numbers, power(probabilities, temperature)) > 0.01
+
+
+def test_an_exhausted_budget_says_what_to_do() -> None:
+    probabilities = torch.stack([torch.ones(5000) / 5000, torch.eye(5000)[0]])
+    draw = KnownSampler(probabilities, generator())
+    with pytest.raises(
+        CalmError, match=r"temperature 0\.25 .* 300 draws left 2 of 4 rows .* higher .* larger .* batch"
+    ) as raised:
+        exact_temperature(draw, 4, 0.25, generator(), budget=300)
+    assert "\n" not in str(raised.value)
+    assert draw.requested(4).tolist() == [300, 16, 300, 16]
+
+
+@pytest.mark.parametrize("temperature", [1 / 301, 1e-9, 1e-300, 5e-324])
+def test_rounds_longer_than_the_budget_are_never_begun(temperature: float) -> None:
+    draw = KnownSampler(THREE, generator())
+    with pytest.raises(CalmError, match="300 draws left 4 of 4 rows"):
+        exact_temperature(draw, 4, temperature, generator(), budget=300)
+    assert not draw.blocks
+    sample = exact_temperature(draw, 4, temperature, generator(), budget=300, fallback_draws=50)
+    assert sample.draws.tolist() == [50] * 4
+    assert not sample.exact.any()
+
+
+def test_the_batch_stands_in_for_rows_out_of_budget() -> None:
+    probabilities = torch.stack([torch.ones(5000) / 5000, torch.eye(5000)[7]])
+    draw = KnownSampler(probabilities, generator())
+    sample = exact_temperature(draw, 6, 0.25, generator(), budget=300, fallback_draws=20)
+    assert sample.exact.tolist() == [False, True] * 3
+    assert sample.draws.tolist() == [320, 4] * 3
+    assert sample.symbols[1::2].flatten().tolist() == [7] * 3
+    rows, fallback = draw.blocks[-1]
+    assert rows.tolist() == [0, 2, 4]
+    assert (fallback == sample.symbols[::2]).all(dim=-1).any(dim=0).all()
+
+
+@given(
+    temperature=st.floats(0, 1, exclude_min=True) | st.sampled_from([1, 1 / 3, 0.1, 1 - 1e-12, 1e-9, 1e-300, 5e-324]),
+    probabilities=st.integers(1, 5000).map(torch.ones)
+    | st.lists(st.floats(0, 1), min_size=1, max_size=8).map(lambda masses: torch.tensor([1.0, *masses])),
+    seed=st.integers(0, 2**60),
+    budget=st.integers(1, 2000),
+    draws=st.integers(1, 50),
+)
+@settings(deadline=None, derandomize=True, max_examples=100)
+def test_every_temperature_ends_with_a_drawn_symbol(
+    temperature: float, probabilities: Tensor, seed: int, budget: int, draws: int
+) -> None:
+    rows = 3
+    symbols = torch.stack([torch.arange(len(probabilities)) % 7, torch.arange(len(probabilities))], dim=-1)
+
+    def check(sample: TemperatureSample, draw: KnownSampler) -> None:
+        for row, symbol in enumerate(sample.symbols):
+            seen = torch.cat([drawn[:, asked == row].flatten(0, 1) for asked, drawn in draw.blocks])
+            assert (seen == symbol).all(dim=-1).any()
+        assert (sample.draws >= 1).all()
+        assert (sample.draws <= draw.requested(rows)).all()
+
+    rng = generator(seed)
+    draw = KnownSampler(probabilities, rng, symbols)
+    sample = exact_temperature(draw, rows, temperature, rng, budget=budget, fallback_draws=draws)
+    check(sample, draw)
+    assert (draw.requested(rows) <= torch.where(sample.exact, budget, budget + draws)).all()
+    draw = KnownSampler(probabilities, rng, symbols)
+    sample = batch_temperature(draw, rows, temperature, rng, draws=draws)
+    check(sample, draw)
+    assert torch.equal(sample.draws, draw.requested(rows))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5, math.nan, math.inf])
+def test_impossible_temperatures(temperature: float) -> None:
+    draw = KnownSampler(THREE, generator())
+    calls: list[Callable[[], object]] = [
+        lambda: exact_temperature(draw, 2, temperature, generator()),
+        lambda: batch_temperature(draw, 2, temperature, generator()),
+        lambda: batch_choice(torch.zeros(2, 1, 1), temperature, generator()),
+        lambda: expected_draws(THREE, temperature),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="allowed is 0 < temperature <= 1"):
+            call()

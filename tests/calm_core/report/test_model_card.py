@@ -1,0 +1,63 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from calm_core.report.model_card import TITLES, render_model_card
+
+CORPUS = {
+    "source": "botocore 1.40",
+    "licence": "Apache-2.0",
+    "splits": {"train": {"documents": 1234, "tokens": 5_678_901}, "validation": {"documents": 56, "tokens": 78_901}},
+}
+CONFIG = {"kind": "calm", "context_tokens": 256, "patch_size": 4, "head": {"kind": "diffusion", "blocks": 3}}
+RESULTS = {"brierlm": 1.2345678, "brierlm_ci95": [1.1234567, 1.3456789], "positions": 1000}
+
+
+def card(kind: str) -> str:
+    return render_model_card(kind, CONFIG, CORPUS, {"steps": 2000, "learning_rate": 0.0003}, RESULTS)
+
+
+def header(text: str) -> dict[str, Any]:
+    """What a reader of Markdown under YAML takes for the header: between the first two lines of three dashes."""
+    lines = text.splitlines()
+    assert lines[0] == "---"
+    return yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+
+
+def rows(text: str) -> dict[str, str]:
+    """The tables' rows, name to value."""
+    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    assert all(len(row) == 2 for row in cells)
+    return {name.strip(): value.strip() for name, value in cells}
+
+
+@pytest.mark.parametrize("kind", TITLES)
+def test_header_is_yaml_and_names_the_model(kind: str) -> None:
+    found = header(card(kind))
+    assert found["library_name"] == "calm_core"
+    assert set(found["tags"]) == {"calm", "arxiv:2510.27688", kind}
+    assert len(found["tags"]) == len(set(found["tags"]))
+    assert f"\n# {TITLES[kind]}\n" in card(kind)
+    assert card(kind).endswith("\n")
+
+
+def test_data_results_and_shape_are_there() -> None:
+    text = card("calm")
+    for part in ("botocore 1.40", "Apache-2.0", "1,234 documents", "5,678,901 tokens", "78,901 tokens"):
+        assert part in text
+    table = rows(text)
+    assert table["brierlm"] == "1.2346"
+    assert table["brierlm_ci95"] == "[1.1235, 1.3457]"
+    assert table["positions"] == "1000"
+    assert (table["context_tokens"], table["patch_size"]) == ("256", "4")
+    assert (table["head.kind"], table["head.blocks"]) == ("diffusion", "3")
+    assert (table["steps"], table["learning_rate"]) == ("2000", "0.0003")
+
+
+@pytest.mark.parametrize("kind", TITLES)
+def test_code_that_loads_the_model_names_what_exists(kind: str) -> None:
+    code = card(kind).split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    exec("\n".join(line for line in code.splitlines() if line.startswith("from ")), {})
+    assert f'"models/{kind}"' in code

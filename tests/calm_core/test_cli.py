@@ -1,0 +1,195 @@
+"""The `calm` command as its users meet it: output, files, and every mistake as one line and status 2."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.model import Calm, CalmConfig
+from calm_core.cli import main
+from calm_core.inference.language_model import load_language_model
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.storage.model_folder import AUTOENCODER, save_model
+from calm_core.tokens.tokenizer import train_tokenizer
+from calm_core.transformer.model import Transformer, TransformerConfig
+from tests import ROOT
+from tests.calm_core.reference.reference_data import reference_weights, write_reference
+
+BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
+TEXT = "the quick brown fox, jumps; über the łazy dog. "
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random CALM (K = 3) and Transformer."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer([TEXT], 270)
+    autoencoder = Autoencoder(AutoencoderConfig(270, 3, 16, 24, 8))
+    calm = Calm(CalmConfig(270, 3, 8, BACKBONE, EnergyHeadConfig(1, 8)))
+    transformer = Transformer(TransformerConfig(270, BACKBONE))
+    for model in (autoencoder, calm, transformer):
+        model.initialise(torch.Generator().manual_seed(0))
+    save_model(calm, tokenizer, folder / "calm", 24)
+    save_model(autoencoder, tokenizer, folder / "calm" / AUTOENCODER)
+    save_model(transformer, tokenizer, folder / "transformer", 24)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workspace(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(models)
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{TEXT * 5}{n}"}) + "\n" for n in range(6)))
+
+
+def run(*arguments: str) -> int:
+    sys.argv = ["calm", *arguments]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a mistake is told in."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if not line.startswith(("tokenise", "BrierLM"))]
+    assert len(lines) == 1
+    assert lines[0].startswith("calm: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("model", ["calm", "transformer"])
+def test_one_prompt_streams_what_generate_returns(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("generate", "--model", f"models/{model}", "--prompt", "the qu", "--tokens", "20", "--seed", "3")
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    (written,) = load_language_model(f"models/{model}").generate(["the qu"], tokens=20, seed=3)
+    # What is left of an unfinished character at the very end is not shown.
+    assert printed.rstrip("\n") in (f"the qu{written}", f"the qu{written}".rstrip("�"))
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_prompts_of_a_file_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["the", "", "a longer prompt than the others", "ü"]
+    Path("prompts.txt").write_text("\n".join(prompts) + "\n")
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    options = ("--model", "models/calm", "--tokens", "7", "--temperature", "0.5", "--json")
+    outputs = []
+    for file in ("prompts.txt", "prompts.jsonl"):
+        assert run("generate", "--prompts", file, *options) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    rows = [json.loads(line) for line in outputs[0].splitlines()]
+    assert [row["prompt"] for row in rows] == prompts
+    assert all(row["finish_reason"] in ("length", "end_of_text") and row["tokens"] <= 7 for row in rows)
+    assert all(row["draws"] >= 200 for row in rows)
+
+
+def test_many_prompts_go_in_batches_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("the\n" * 20)
+    assert run("generate", "--model", "models/transformer", "--prompts", "prompts.txt", "--tokens", "5", "--json") == 0
+    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert len(texts) == 20
+    assert texts[:4] != texts[16:]
+
+
+@pytest.mark.parametrize("model", ["calm", "transformer"])
+def test_evaluate_writes_a_table_of_documents(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", "--model", f"models/{model}", "--corpus", "text.jsonl", "--json", "--every", "3") == 0
+    told = json.loads(capsys.readouterr().out)
+    folder = Path(f"results/evaluations/{model}-text")
+    assert told == json.loads((folder / "brierlm.json").read_text())
+    table = pl.read_parquet(folder / "documents.parquet")
+    assert table["positions"].sum() == told["positions"]
+    assert len(table) == told["documents"] <= 6
+    assert table["begins"][0].startswith("the quick brown fox")
+    weighted = (table["brier_2"] * table["positions"]).sum() / told["positions"]
+    assert weighted == pytest.approx(told["brier"][1], abs=1e-9)
+    assert ("cross_entropy_nats" in told) == (model == "transformer")
+
+
+def test_evaluate_takes_a_compressed_glob_and_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("texts").mkdir()
+    for number in range(3):
+        Path(f"texts/{number}.txt.gz").write_bytes(gzip.compress((TEXT * 20).encode()))
+    options = ("--model", "models/calm", "--context", "12", "--output", "out")
+    assert run("evaluate", "--corpus", "texts/*.gz", "--tokens", "100", *options) == 0
+    assert "positions in" in capsys.readouterr().out
+    assert json.loads(Path("out/brierlm.json").read_text())["positions"] == 4 * (100 - 4) // 12
+
+
+def test_checkpoints_come_and_go(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_reference("energy", tmp_path)
+    assert run("import-checkpoint", "energy", "own") == 0
+    assert "energy head; it has no tokenizer" in capsys.readouterr().out
+    assert run("export-checkpoint", "own", "back") == 0
+    assert load_file("back/model.safetensors").keys() == reference_weights("energy").keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("generate", "Missing option '--model'"),
+        ("generate --model models/calm", "one of --prompt TEXT and --prompts FILE"),
+        ("generate --model models/calm --prompt a --prompts b", "one of --prompt TEXT and --prompts FILE"),
+        ("generate --model models/calm --prompts nothing.txt", "nothing.txt: No such file"),
+        ("generate --model models/calm --prompts bytes.txt", "is not UTF-8 text"),
+        ("generate --model models/calm --prompts text.jsonl", "text.jsonl, line 1 is no object with a prompt"),
+        ("generate --model models/nothing --prompt a", "models/nothing is no folder"),
+        ("generate --model models/calm/autoencoder --prompt a", "holds a model of kind 'autoencoder'"),
+        ("generate --model models/calm --prompt a --temperature 0", "allowed is 0 < temperature <= 1"),
+        ("generate --model models/calm --prompt a --temperature nan", "allowed is 0 < temperature <= 1"),
+        ("generate --model models/calm --prompt a --tokens 0", "'--tokens'"),
+        ("generate --model models/calm --prompt a --sampler best", "'--sampler'"),
+        ("evaluate --model models/calm --corpus nothing.txt", "nothing.txt matches no file"),
+        ("evaluate --model models/calm --corpus text.jsonl --text-field body", "has no field 'body'"),
+        ("evaluate --model models/calm --corpus text.jsonl --context 10", "no multiple of the model's K, 3"),
+        ("evaluate --model models/calm --corpus text.jsonl --context 3000", "too few for one block of 3000"),
+        ("evaluate --model models/calm --corpus hf:a:b:c:d", "a dataset is named hf:NAME"),
+        ("import-checkpoint nothing new", "nothing is no folder"),
+        ("export-checkpoint models/transformer new", "is of kind 'transformer'"),
+        ("export-checkpoint models/calm text.jsonl", "text.jsonl exists"),
+        ("preset nothing", "params.yaml is missing"),
+        ("unheard-of", "No such command 'unheard-of'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    assert told in mistake(capsys, *arguments.split())
+
+
+def test_help_needs_neither_torch_nor_pydantic() -> None:
+    code = """
+import sys
+from calm_core.cli import main
+sys.argv = ["calm", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+assert not {"torch", "pydantic", "yaml"} & sys.modules.keys()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ)
+    assert result.returncode == 0, result.stderr
+    for command in ("check", "preset", "plan", "generate", "evaluate", "import-checkpoint", "export-checkpoint"):
+        assert command in result.stdout
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m calm_core.cli generate --model models/transformer --prompt a --tokens 400"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = f"set -o pipefail; {command} | head -c 1 > /dev/null"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    assert "Traceback" not in result.stderr
