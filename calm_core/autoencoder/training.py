@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, AutoencoderDraws, autoencoder_loss, draw
-from calm_core.nn.limits import shape_from
 from calm_core.params import AutoencoderParams, Params
 from calm_core.runtime.process_group import ALONE, Processes
 from calm_core.runtime.randomness import generator
@@ -19,6 +18,7 @@ from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import described_batch
 from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.shape import shape_from
 
 STAGE = "train_autoencoder"
 LATENT_NOISE_STD = 0.3

@@ -14,7 +14,6 @@ from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.latents.shards import LatentCorpus
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.nn.limits import shape_from
 from calm_core.params import CalmParams, Params
 from calm_core.runtime.process_group import ALONE, Processes
 from calm_core.runtime.randomness import generator
@@ -22,6 +21,7 @@ from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.shape import shape_from
 
 STAGE = "train_calm"
 

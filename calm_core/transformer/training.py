@@ -6,7 +6,6 @@ from torch import Tensor
 
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.nn.limits import shape_from
 from calm_core.params import LanguageModelParams, Params
 from calm_core.runtime.process_group import ALONE, Processes
 from calm_core.runtime.randomness import generator
@@ -14,6 +13,7 @@ from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.shape import shape_from
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 
 STAGE = "train_transformer"
