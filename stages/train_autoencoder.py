@@ -9,9 +9,8 @@ from calm_core.storage.model_folder import count_parameters, save_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
 from calm_core.tokens.tokenizer import load_tokenizer
-from stages.runner.checkpointing import finished
 from stages.runner.run import Measured, run_stage
-from stages.runner.training_session import training_run
+from stages.runner.training_session import training_session
 
 TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 
@@ -19,17 +18,14 @@ TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 def main(params: Params) -> Measured:
     """Train, measure on the held-out split, write."""
     require_intact(TOKENS)
-    with training_run("train_autoencoder", params, Path("results/training/autoencoder")) as run:
-        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), *run)
-    checkpoints = run.checkpoints
-    if checkpoints is None:
+    with training_session("train_autoencoder", params, Path("results/training/autoencoder")) as session:
+        model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), session.run)
+    if not session.run.is_first:
         return {}
-    seconds = checkpoints.seconds
     quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
     write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})
-    finished(checkpoints)
-    return {"training_tokens_per_second": params.autoencoder.training_tokens / seconds}
+    return session.finish(params.autoencoder.training_tokens)
 
 
 if __name__ == "__main__":

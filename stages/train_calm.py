@@ -10,9 +10,8 @@ from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
 from calm_core.storage.provenance import require_intact, require_latents_of, require_tokenizer_of
 from calm_core.tokens.shards import TokenStream
 from calm_core.tokens.tokenizer import load_tokenizer
-from stages.runner.checkpointing import finished
 from stages.runner.run import Measured, run_stage
-from stages.runner.training_session import training_run
+from stages.runner.training_session import training_session
 
 TOKENS, LATENTS = Path("data/tokens"), Path("data/latents")
 TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
@@ -26,17 +25,14 @@ def main(params: Params) -> Measured:
     require_tokenizer_of(TRAINED, TOKENS)
     tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS)
     autoencoder = load_model(Autoencoder, TRAINED)
-    with training_run("train_calm", params, Path("results/training/calm")) as run:
-        model = train_calm(params, tokens, latents, autoencoder, *run)
-    checkpoints = run.checkpoints
-    if checkpoints is None:
+    with training_session("train_calm", params, Path("results/training/calm")) as session:
+        model = train_calm(params, tokens, latents, autoencoder, session.run)
+    if not session.run.is_first:
         return {}
-    seconds = checkpoints.seconds
     tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
     save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
-    finished(checkpoints)
-    return {"training_tokens_per_second": params.calm.training_tokens / seconds}
+    return session.finish(params.calm.training_tokens)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage train_transformer: tokens -> models/transformer, the baseline, and checkpoints of its training."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from calm_core.params import Params
@@ -10,10 +11,9 @@ from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
 from calm_core.tokens.tokenizer import load_tokenizer
 from calm_core.transformer.model import Transformer
-from calm_core.transformer.training import train_transformer
-from stages.runner.checkpointing import finished
+from calm_core.transformer.training import checkpoint_steps, train_transformer
 from stages.runner.run import Measured, run_stage
-from stages.runner.training_session import training_run
+from stages.runner.training_session import training_session
 
 TOKENS = Path("data/tokens")
 
@@ -22,23 +22,21 @@ def main(params: Params) -> Measured:
     """Train and write."""
     context = params.transformer.context_tokens
     require_intact(TOKENS)
-    with training_run("train_transformer", params, Path("results/training/transformer")) as run:
-        checkpoints = run.checkpoints
+    with training_session("train_transformer", params, Path("results/training/transformer")) as session:
+        checkpoints = session.run.checkpoints  # of the first process, which alone keeps models
 
         def keep(step: int, model: Transformer) -> None:
             assert checkpoints is not None
             save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
 
-        tokens = TokenStream(TOKENS, "train")
-        model = train_transformer(params, tokens, vocabulary_size(TOKENS), run.log, keep, checkpoints, run.processes)
+        run = replace(session.run, keep=keep, kept_after=checkpoint_steps(params.transformer))
+        model = train_transformer(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), run)
     if checkpoints is None:
         return {}
-    seconds = checkpoints.seconds
     with whole_directory(Path("models/transformer_checkpoints")) as folder:
         shutil.copytree(checkpoints.kept_files, folder, dirs_exist_ok=True)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), Path("models/transformer"), context)
-    finished(checkpoints)
-    return {"training_tokens_per_second": params.transformer.training_tokens / seconds}
+    return session.finish(params.transformer.training_tokens)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Each step takes patches from random positions of the token stream, at any alignm
 covers patches in which one document ends and the next begins: the language model meets them too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, AutoencoderDraws, autoencoder_loss, draw
 from calm_core.params import AutoencoderParams, Params
-from calm_core.runtime.process_group import ALONE, Processes
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import described_batch
-from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.objective import Loss
+from calm_core.training.run import Run
 from calm_core.training.shape import shape_from
 
 STAGE = "train_autoencoder"
@@ -35,53 +35,59 @@ def autoencoder_config(section: AutoencoderParams, vocabulary_size: int) -> Auto
     return shape_from(AutoencoderConfig, section, vocabulary_size=vocabulary_size)
 
 
-def train_autoencoder(
-    params: Params,
-    tokens: TokenStream,
-    vocabulary_size: int,
-    log: Callable[[int, Mapping[str, float]], None],
-    checkpoints: CheckpointStore | None = None,
-    processes: Processes = ALONE,
-) -> Autoencoder:
-    """Train an autoencoder on the training split ``tokens``; the other arguments as in ``training.train``."""
-    section, seed = params.autoencoder, params.seed
-    model = Autoencoder(autoencoder_config(section, vocabulary_size))
-    model.initialise(generator(seed, STAGE, "weights"))
+class PatchBatch(NamedTuple):
+    """Token ids [patches, K] int64, and the draws of a step over them."""
 
-    def patch_starts(step: int) -> Tensor:
-        draws = generator(seed, STAGE, "step", step)
-        return torch.randint(len(tokens) - section.patch_size + 1, (section.batch_patches,), generator=draws)
+    token_ids: Tensor
+    draws: AutoencoderDraws
 
-    def batch_of(step: int) -> str:
-        return described_batch("patches", patch_starts(step))
 
-    def objective(step: int, rows: range) -> Mapping[str, Tensor]:
-        token_ids = tokens.windows(patch_starts(step)[rows.start : rows.stop], section.patch_size)
-        draws = _draws(model.config, rows, seed, step)
+class AutoencoderObjective:
+    """Patches from random positions of the training split ``tokens``, and the autoencoder's loss of them."""
+
+    name = "autoencoder"
+
+    def __init__(self, section: AutoencoderParams, tokens: TokenStream, vocabulary_size: int, seed: int) -> None:
+        self._section, self._tokens, self._seed = section, tokens, seed
+        self.model = Autoencoder(autoencoder_config(section, vocabulary_size))
+        self.model.initialise(generator(seed, STAGE, "weights"))
+        self.rows, self.tokens_per_row = section.batch_patches, section.patch_size
+
+    def batch(self, step: int, rows: range) -> PatchBatch:
+        starts = self._patch_starts(step)[rows.start : rows.stop]
+        return PatchBatch(
+            self._tokens.windows(starts, self._section.patch_size), _draws(self.model.config, rows, self._seed, step)
+        )
+
+    def loss(self, batch: PatchBatch) -> Loss:
+        section = self._section
         loss = autoencoder_loss(
-            model,
-            token_ids.to(processes.device),
-            AutoencoderDraws(*(draw.to(processes.device) for draw in draws)),
+            self.model,
+            batch.token_ids,
+            batch.draws,
             kl_weight=section.kl_weight,
             kl_clamp=section.kl_clamp,
             token_dropout=section.token_dropout,
             latent_dropout=section.latent_dropout,
         )
-        return {"loss": loss.total, "cross_entropy": loss.cross_entropy, "kl": loss.kl}
+        return Loss(loss.total, {"cross_entropy": loss.cross_entropy, "kl": loss.kl})
 
-    return train(
-        model,
-        objective,
-        section,
-        params.runtime,
-        "autoencoder",
-        log,
-        section.batch_patches,
-        section.patch_size,
-        checkpoints=checkpoints,
-        batch_of=batch_of,
-        processes=processes,
-    )
+    def observe(self, features: Tensor | None) -> Mapping[str, float]:
+        return {}
+
+    def describe_batch(self, step: int) -> str:
+        return described_batch("patches", self._patch_starts(step))
+
+    def _patch_starts(self, step: int) -> Tensor:
+        """Positions at any alignment, so that the code covers patches that a document's end falls into."""
+        draws = generator(self._seed, STAGE, "step", step)
+        return torch.randint(len(self._tokens) - self.tokens_per_row + 1, (self.rows,), generator=draws)
+
+
+def train_autoencoder(params: Params, tokens: TokenStream, vocabulary_size: int, run: Run | None = None) -> Autoencoder:
+    """Train an autoencoder on the training split ``tokens``; errors as ``training.loop.train``."""
+    objective = AutoencoderObjective(params.autoencoder, tokens, vocabulary_size, params.seed)
+    return train(objective, params.autoencoder, params.runtime, run)
 
 
 def _draws(config: AutoencoderConfig, rows: range, seed: int, step: int) -> AutoencoderDraws:

@@ -1,6 +1,7 @@
 """Training CALM on the encoded corpus (paper, section 3)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from calm_core.errors import CalmError
 from calm_core.latents.shards import LatentCorpus
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.params import CalmParams, Params
-from calm_core.runtime.process_group import ALONE, Processes
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
-from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.objective import Loss
+from calm_core.training.run import Run
 from calm_core.training.shape import shape_from
 
 STAGE = "train_calm"
@@ -55,87 +56,92 @@ def head_objective(section: CalmParams, autoencoder: Autoencoder) -> HeadObjecti
     return HeadObjective(section.samples, section.target_samples, section.alpha, spaces)
 
 
-def train_calm(
-    params: Params,
-    tokens: TokenStream,
-    latents: LatentCorpus,
-    autoencoder: Autoencoder,
-    log: Callable[[int, Mapping[str, float]], None],
-    checkpoints: CheckpointStore | None = None,
-    processes: Processes = ALONE,
-) -> Calm:
-    """Train a CALM on the training split; ``log``, ``checkpoints`` and ``processes`` as in ``training.train``.
+class SequenceBatch(NamedTuple):
+    """Sequences of P patches, and the posterior of the patch that follows each, flattened to [rows * P, latent]."""
 
-    ``autoencoder`` stays as it is, but for the device of ``processes``, where it is from now on.
+    inputs: Tensor
+    """Token ids [rows, P, K] int64, or latents [rows, P, latent]."""
+    posterior: Posterior
+    draws: Any
+    """The head's, over rows * P positions."""
+
+
+class CalmObjective:
+    """Sequences of the encoded training split, and the head's loss of each next patch.
+
+    ``tokens`` and ``latents`` are those of the split. ``autoencoder`` is frozen and on the device of the training.
 
     Raises:
         CalmError: the split is shorter than one context and the patch that follows it.
     """
-    section, seed = params.calm, params.seed
-    patch_size = autoencoder.config.patch_size
-    context = section.context_tokens // patch_size
-    blocks = (len(latents) - 1) // context
-    if blocks < 1:
-        raise CalmError(
-            f"the training split has {len(tokens)} tokens, fewer than calm.context_tokens {section.context_tokens} "
-            f"and a patch; use more text or a shorter context"
-        )
-    model = Calm(calm_config(section, autoencoder.config))
-    model.initialise(generator(seed, STAGE, "weights"))
-    autoencoder.to(processes.device)
-    head = head_objective(section, autoencoder)
-    seen: dict[int, Tensor] = {}
 
-    def patch_starts(step: int) -> Tensor:
-        return batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
+    name = "calm"
 
-    def batch_of(step: int) -> str:
-        return described_batch("sequences", patch_starts(step) * patch_size)
+    def __init__(
+        self, section: CalmParams, tokens: TokenStream, latents: LatentCorpus, autoencoder: Autoencoder, seed: int
+    ) -> None:
+        self._section, self._tokens, self._latents, self._seed = section, tokens, latents, seed
+        self._autoencoder, self._head_objective = autoencoder, head_objective(section, autoencoder)
+        self._patch_size = autoencoder.config.patch_size
+        self._context = section.context_tokens // self._patch_size
+        self._blocks = (len(latents) - 1) // self._context
+        if self._blocks < 1:
+            raise CalmError(
+                f"the training split has {len(tokens)} tokens, fewer than calm.context_tokens "
+                f"{section.context_tokens} and a patch; use more text or a shorter context"
+            )
+        self.model = Calm(calm_config(section, autoencoder.config))
+        self.model.initialise(generator(seed, STAGE, "weights"))
+        self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
 
-    def inputs(starts: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
-        if section.input == "tokens":
-            return tokens.windows(starts * patch_size, section.context_tokens).unflatten(-1, (-1, patch_size))
-        posterior = latents.posterior(starts[:, None] + torch.arange(context))
-        noise = [torch.randn(posterior.mean.shape[1:], generator=one) for one in draws]
+    def batch(self, step: int, rows: range) -> SequenceBatch:
+        starts = self._patch_starts(step)[rows.start : rows.stop]
+        by_row = [generator(self._seed, STAGE, "step", step, row) for row in rows]
+        inputs = self._inputs(starts, by_row)
+        # The target of a position is the patch after it.
+        following = (starts[:, None] + torch.arange(1, self._context + 1)).flatten()
+        shared = generator(self._seed, STAGE, "step", step)
+        draws = self.model.head.training_draws(self._context, self._head_objective, shared, by_row)
+        return SequenceBatch(inputs, self._latents.posterior(following), draws)
+
+    def loss(self, batch: SequenceBatch) -> Loss:
+        hidden_states = self.model(batch.inputs).flatten(0, 1)
+        loss = self.model.head.loss(hidden_states, batch.posterior, batch.draws, self._head_objective)
+        return Loss(loss.total, loss.terms, hidden_states[:OBSERVED_POSITIONS].detach())
+
+    def observe(self, features: Tensor | None) -> Mapping[str, float]:
+        """How far samples after the first positions of a batch, ``features``, lie from the autoencoder's manifold."""
+        assert features is not None
+        noise = self.model.head.sampling_draws((len(features),), generator(self._seed, STAGE, "observed"))
+        samples = self.model.head.sample(features, noise.to(features.device))
+        return {"manifold_distance": float(manifold_distance(self._autoencoder, samples).mean())}
+
+    def describe_batch(self, step: int) -> str:
+        return described_batch("sequences", self._patch_starts(step) * self._patch_size)
+
+    def _patch_starts(self, step: int) -> Tensor:
+        return batch_indices(step, self.rows, self._blocks, self._seed, STAGE) * self._context
+
+    def _inputs(self, starts: Tensor, by_row: Sequence[torch.Generator]) -> Tensor:
+        if self._section.input == "tokens":
+            token_ids = self._tokens.windows(starts * self._patch_size, self.tokens_per_row)
+            return token_ids.unflatten(-1, (-1, self._patch_size))
+        posterior = self._latents.posterior(starts[:, None] + torch.arange(self._context))
+        noise = [torch.randn(posterior.mean.shape[1:], generator=row) for row in by_row]
         return posterior.sample(torch.stack(noise))
 
-    def objective(step: int, rows: range) -> Mapping[str, Tensor]:
-        starts = patch_starts(step)[rows.start : rows.stop]
-        draws = [generator(seed, STAGE, "step", step, row) for row in rows]
-        hidden_states = model(inputs(starts, draws).to(processes.device)).flatten(0, 1)
-        posterior = latents.posterior((starts[:, None] + torch.arange(1, context + 1)).flatten())
-        head_draws = model.head.training_draws(context, head, generator(seed, STAGE, "step", step), draws)
-        loss = model.head.loss(
-            hidden_states,
-            Posterior(*(part.to(processes.device) for part in posterior)),
-            type(head_draws)(*(part.to(processes.device) for part in head_draws)),
-            head,
-        )
-        if step not in seen:
-            seen.clear()
-            seen[step] = hidden_states[:OBSERVED_POSITIONS].detach()
-        return {"loss": loss.total, **loss.terms}
 
-    def observe() -> Mapping[str, float]:
-        (hidden_states,) = seen.values()
-        noise = model.head.sampling_draws((len(hidden_states),), generator(seed, STAGE, "observed"))
-        samples = model.head.sample(hidden_states, noise.to(processes.device))
-        return {"manifold_distance": float(manifold_distance(autoencoder, samples).mean())}
+def train_calm(
+    params: Params, tokens: TokenStream, latents: LatentCorpus, autoencoder: Autoencoder, run: Run | None = None
+) -> Calm:
+    """Train a CALM on the training split; errors as ``CalmObjective`` and ``train``.
 
-    return train(
-        model,
-        objective,
-        section,
-        params.runtime,
-        "calm",
-        log,
-        section.batch_sequences,
-        section.context_tokens,
-        observe=observe,
-        checkpoints=checkpoints,
-        batch_of=batch_of,
-        processes=processes,
-    )
+    ``autoencoder`` is moved to the device of the training.
+    """
+    run = run or Run()
+    autoencoder.to(run.processes.device)
+    objective = CalmObjective(params.calm, tokens, latents, autoencoder, params.seed)
+    return train(objective, params.calm, params.runtime, run)
 
 
 @torch.no_grad()

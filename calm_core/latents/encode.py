@@ -17,7 +17,7 @@ from calm_core.autoencoder.model import Autoencoder
 from calm_core.latents.distinct_patches import PatchIndex, map_distinct_patches, scratch_bytes
 from calm_core.latents.shards import SHARD_PATCHES, latent_bytes, posterior_shard, save_index, shard_name
 from calm_core.runtime.precision import Precision, autocast
-from calm_core.runtime.process_group import ALONE, Processes
+from calm_core.runtime.process_group import ALONE, ProcessGroup
 from calm_core.runtime.progress import progress
 from calm_core.storage.disk_space import require_disk_space
 from calm_core.storage.resumable import FinishedFiles
@@ -40,7 +40,7 @@ def encode_corpus(
     folder: Path,
     precision: Precision,
     kept: FinishedFiles | None = None,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = ALONE,
 ) -> EncodedCorpus:
     """Write the latents of ``tokens`` into ``folder``, as ``latent_files`` describes them, in bounded memory.
 
@@ -64,9 +64,9 @@ def encode_corpus(
         if digests:
             kept.tell(f"goes on after {len(digests)} of {shards} shards")
         missing = [shard for shard in range(shards) if shard not in digests]
-        work = processes.agreed(_Work(index.path, index.distinct, missing))
+        work = processes.broadcast_object(_Work(index.path, index.distinct, missing))
         digests |= _encode_share(model, work, precision, kept, processes)
-        processes.wait_for_all()
+        processes.barrier()
         for shard in range(shards):
             digest = digests.get(shard) or kept.find(shard_name(shard))
             assert digest is not None
@@ -76,11 +76,11 @@ def encode_corpus(
 
 
 @torch.no_grad()
-def help_to_encode(model: Autoencoder, precision: Precision, kept: FinishedFiles, processes: Processes) -> None:
+def help_to_encode(model: Autoencoder, precision: Precision, kept: FinishedFiles, processes: ProcessGroup) -> None:
     """Encode this process's share of what the first of ``processes`` has ``encode_corpus`` do."""
-    work = processes.agreed(_Work(Path(), 0, []))
+    work = processes.broadcast_object(_Work(Path(), 0, []))
     _encode_share(model, work, precision, kept, processes)
-    processes.wait_for_all()
+    processes.barrier()
 
 
 class _Work(NamedTuple):
@@ -92,7 +92,7 @@ class _Work(NamedTuple):
 
 
 def _encode_share(
-    model: Autoencoder, work: _Work, precision: Precision, kept: FinishedFiles, processes: Processes
+    model: Autoencoder, work: _Work, precision: Precision, kept: FinishedFiles, processes: ProcessGroup
 ) -> dict[int, str]:
     """Encode and keep every ``processes.count``-th shard of ``work``; SHA-256 by shard."""
     shards = work.shards[processes.rank :: processes.count]

@@ -1,13 +1,13 @@
-"""The processes that train one model together: which of them this is, what its share of a batch is, how they agree.
+"""The processes that train one model together: this one's rank, its chunk of a batch, and the collectives they use.
 
 Notable:
-- a process alone is the first of one, and its every method is free: nothing here asks whether there are others;
-- what a batch holds is a function of its step alone; a process takes its rows of it, so N processes see what one does;
-- decisions (stop now, save now) are taken together, over gloo on the CPU, so that no device has to be waited for.
+- a single process is a group of one, whose collectives do nothing: callers never ask whether there are others;
+- a batch is a function of its step alone, and each rank takes its rows of it, so N processes see what one sees;
+- decisions (stop now, save now) are collectives over gloo on the CPU, so that none waits for a GPU.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +25,11 @@ from calm_core.runtime.launcher import is_one_of_many
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)
-"""How long a process waits for others that live, as for one that prepares what all need; gloo notices dead ones."""
+"""How long a collective waits for processes that live, as for one that hashes a corpus; gloo notices dead ones."""
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """``count`` processes of which this is number ``rank``, computing on ``device``."""
 
     rank: int = 0
@@ -41,13 +41,13 @@ class Processes:
         """Whether this is the one that writes files and tells people."""
         return self.rank == 0
 
-    def share(self, rows: int) -> range:
+    def chunk(self, rows: int) -> range:
         """This process's rows of a batch of ``rows``, which the number of processes must divide."""
         size = rows // self.count
         return range(self.rank * size, (self.rank + 1) * size)
 
-    def any(self, flags: list[bool]) -> list[bool]:
-        """For each of ``flags`` whether it is true in one of the processes."""
+    def any_rank(self, flags: list[bool]) -> list[bool]:
+        """For each of ``flags`` whether it is true in any of the processes."""
         if self.count == 1:
             return flags
         together = torch.tensor(flags, dtype=torch.int32)
@@ -62,37 +62,25 @@ class Processes:
             values /= self.count
         return values
 
-    def from_first(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """The CPU tensors that the first process has; the others pass None."""
-        if self.count == 1:
-            assert tensors is not None
-            return dict(tensors)
-        held = tensors or {}
-        received = {}
-        for name, shape, dtype in self.agreed([(name, one.shape, one.dtype) for name, one in held.items()]):
-            received[name] = held[name] if self.is_first else torch.empty(shape, dtype=dtype)
-            dist.broadcast(received[name], src=0)
-        return received
-
-    def agreed(self, value: T) -> T:
-        """A small picklable ``value`` as the first process has it."""
+    def broadcast_object(self, value: T) -> T:
+        """The small, picklable ``value`` of the first process."""
         if self.count == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wait_for_all(self) -> None:
-        """Go on when every process has come here."""
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
         if self.count > 1:
             dist.barrier()
 
 
-ALONE = Processes()
+ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[Processes]:
+def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[ProcessGroup]:
     """The processes of this run, connected to one another while the block runs: gloo on the CPU, NCCL on GPUs.
 
     Raises:
@@ -100,7 +88,7 @@ def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[Processes]:
     """
     device = _device(device_type)
     if not is_one_of_many():
-        yield Processes(device=device)
+        yield ProcessGroup(device=device)
         return
     # With a device's own backend beside it, gloo stays there for CPU tensors.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
@@ -109,7 +97,7 @@ def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[Processes]:
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
-        yield Processes(rank, count, device)
+        yield ProcessGroup(rank, count, device)
     finally:
         dist.destroy_process_group()
 

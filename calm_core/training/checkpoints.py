@@ -33,8 +33,8 @@ SHORTEST_SECONDS = 10.0
 
 _NAME = re.compile(r"step-(?P<step>\d{8,})-(?P<sha256>[0-9a-f]{64})\.safetensors")
 
-Curve = list[tuple[int, dict[str, float]]]
-"""A training curve: the number of steps done, and the values logged then."""
+Points = list[tuple[int, dict[str, float]]]
+"""Points of a training curve: the number of steps done, and the values logged then."""
 
 
 class Checkpoint(NamedTuple):
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
     """How many steps are done."""
     tensors: dict[str, Tensor]
     """Weights, state of the optimisers, and sums since the last point of the curve; contiguous, on the CPU."""
-    curve: Curve
+    curve: Points
 
 
 class CheckpointStore:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calm_core.errors import CalmError
-from calm_core.runtime.process_group import ALONE, Processes
+from calm_core.runtime.process_group import ALONE, ProcessGroup
 
 LEAP = 10.0
 """How many times the loss of its first point a training's loss may reach.
@@ -21,32 +21,26 @@ that works, whatever the objective: it tells of a broken batch or of weights tha
 """
 
 
-class Health:
-    """Watches the training ``name``; ``batch_of`` tells in words what a step trains on.
+class Divergence:
+    """Watches the training ``name``; ``describe_batch`` tells in words what a step trains on.
 
-    ``saved`` is the number of steps after which the last checkpoint was written, 0 for none, and ``first_loss`` that of
-    the first point of the curve, None before it. Both are there to be set. All ``processes`` look together, at the mean
-    over them, and find the same.
+    ``saved`` is the number of steps after which the last checkpoint was written, 0 for none; it is there to be set. All
+    ``processes`` look together, at the mean over them, and find the same.
     """
 
     def __init__(
-        self,
-        name: str,
-        batch_of: Callable[[int], str],
-        saved: int,
-        first_loss: float | None,
-        processes: Processes = ALONE,
+        self, name: str, describe_batch: Callable[[int], str], saved: int = 0, processes: ProcessGroup = ALONE
     ) -> None:
-        self._name, self._batch_of, self._processes = name, batch_of, processes
-        self.saved, self.first_loss = saved, first_loss
+        self._name, self._describe_batch, self._processes = name, describe_batch, processes
+        self.saved = saved
         self._unseen: list[tuple[int, Tensor]] = []
 
     def observe(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Remember loss and gradient norm, scalars, of step number ``step``; waits for nothing."""
+        """Remember loss and gradient norm, scalars, of step number ``step``; waits for no device."""
         self._unseen.append((step, torch.stack((loss.detach().float(), gradient_norm.detach().float()))))
 
-    def require(self) -> None:
-        """Look at all steps since the last look.
+    def require_none(self, first_loss: float | None) -> None:
+        """Look at all steps since the last look; ``first_loss`` is that of the curve's first point, None before it.
 
         Raises:
             CalmError: loss or gradient of a step is not finite, or its loss leapt; names the first such step.
@@ -59,18 +53,19 @@ class Health:
                 self._stop(step, f"the loss is {loss}")
             if not isfinite(gradient_norm):
                 self._stop(step, f"the norm of the gradient is {gradient_norm}")
-            if self.first_loss is not None and loss > LEAP * abs(self.first_loss):
-                self._stop(step, f"the loss leaps to {loss:.4g}, from {self.first_loss:.4g} at the beginning,")
+            if first_loss is not None and loss > LEAP * abs(first_loss):
+                self._stop(step, f"the loss leaps to {loss:.4g}, from {first_loss:.4g} at the beginning,")
         self._unseen = []
 
-    def require_finite(self, tensors: Iterable[Tensor], step: int) -> None:
-        """Raise CalmError if a tensor of the state after ``step`` steps holds a number that is not finite."""
-        if not all(tensor.isfinite().all() for tensor in tensors):
-            self._stop(step - 1, "weights or the optimiser's state are no longer finite")
+    def require_finite(self, tensors: Iterable[Tensor], done: int) -> None:
+        """Raise CalmError, in all processes, if a tensor of the state after ``done`` steps is not finite in one."""
+        (broken,) = self._processes.any_rank([not all(tensor.isfinite().all() for tensor in tensors)])
+        if broken:
+            self._stop(done - 1, "weights or the optimiser's state are no longer finite")
 
     def _stop(self, step: int, what: str) -> None:
         kept = f"the checkpoint after step {self.saved} is kept; " if self.saved else ""
         raise CalmError(
-            f"{self._name}: {what} at step {step + 1} ({self._batch_of(step)}); {kept}"
+            f"{self._name}: {what} at step {step + 1} ({self._describe_batch(step)}); {kept}"
             "lower the learning rates or check that text"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from calm_core.params import TrainingParams
-from calm_core.training.sharding import placed_like, whole
+from calm_core.training.sharding import full_tensor, shard_like
 
 # Coefficients of the quintic x -> a x + b x^3 + c x^5 that pushes singular values towards 1 (ibid.).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -54,12 +54,12 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
                 # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
-                directions = [whole(self._nesterov(p, group["momentum"])) for p in parameters]
+                directions = [full_tensor(self._nesterov(p, group["momentum"])) for p in parameters]
                 updates = orthogonalise(torch.stack(directions)).unbind()
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                placed = [placed_like(update, p) for update, p in zip(updates, parameters, strict=True)]
-                torch._foreach_add_(parameters, placed, alpha=-scale)
+                sharded = [shard_like(update, p) for update, p in zip(updates, parameters, strict=True)]
+                torch._foreach_add_(parameters, sharded, alpha=-scale)
 
     def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
         gradient: Tensor = parameter.grad  # type: ignore[assignment]
@@ -96,10 +96,15 @@ def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.o
         optimisers.append(Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay))
     else:
         groups.append({"params": matrices})
+    # A CALM that is fed latents has no embeddings, and torch gathers no state of several optimisers with an empty group.
+    groups = [group for group in groups if group["params"]]
     decay = training.weight_decay
     optimisers.append(
         torch.optim.AdamW(groups, training.learning_rate, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     )
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]  # as torch's schedulers name the rate that they scale
     return optimisers
 
 
@@ -115,3 +120,11 @@ def learning_rate_factor(step: int, training: TrainingParams) -> float:
     if training.schedule == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * rest))
     return warmup
+
+
+def set_learning_rates(optimisers: Iterable[torch.optim.Optimizer], step: int, training: TrainingParams) -> None:
+    """Give every group of ``optimisers`` its learning rate at ``step``, its peak times ``learning_rate_factor``."""
+    factor = learning_rate_factor(step, training)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * factor

@@ -1,17 +1,16 @@
 """One model in several processes, from outside: copies that average gradients (DDP), or shards (FSDP2).
 
 Notable:
-- the model stays as it is. Whatever a step does with it runs inside ``ParallelModel.run``, which gives DDP its forward
-  pass and FSDP the moment to gather what lies outside the layers;
-- FSDP shards each layer on its own and the rest, such as embeddings, as one; weights, gradients and the
-  optimisers' state stay spread, and only the layer at work is whole;
+- the model's own code stays as it is. Whatever a step does with it runs inside ``ParallelModel.forward``, so that DDP
+  and FSDP find a forward pass to hook into;
+- FSDP shards each layer on its own and the rest, such as embeddings, as one; weights, gradients and optimiser state
+  stay sharded, and only the layer at work is gathered;
 - autocast casts as in one process, so that the numbers are those of one process.
 
 torch's DistributedDataParallel and fully_shard do the work.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
@@ -24,11 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from calm_core.nn.layers import ResidualSwiGLU
-from calm_core.runtime.process_group import Processes
-from calm_core.training.sharding import whole
+from calm_core.runtime.process_group import ProcessGroup
+from calm_core.training.objective import Model
+from calm_core.training.state import gather_weights
 
-Model = TypeVar("Model", bound=nn.Module)
 Parallelism = Literal["ddp", "fsdp"]
+T = TypeVar("T")
 
 
 class ParallelModel(Generic[Model]):
@@ -38,12 +38,9 @@ class ParallelModel(Generic[Model]):
     """
 
     def __init__(
-        self, model: Model, processes: Processes, parallelism: Parallelism, activation_checkpointing: bool
+        self, model: Model, processes: ProcessGroup, parallelism: Parallelism, activation_checkpointing: bool
     ) -> None:
         self.model, self._processes = model, processes
-        self._whole: Model | None = None
-        if processes.count > 1 and parallelism == "fsdp":
-            self._whole = copy.deepcopy(model)
         if activation_checkpointing:
             _recompute_layers(model)
         model.to(processes.device)
@@ -59,33 +56,37 @@ class ParallelModel(Generic[Model]):
             fully_shard(layer, mesh=mesh)
         fully_shard(self._root, mesh=mesh)
 
-    def run(self, work: Callable[[], Any]) -> Any:
+    def forward(self, work: Callable[[], T]) -> T:
         """``work()``, which uses the model; gradients of what it returns are averaged over the processes."""
         return self._root(work)
 
-    def look(self, work: Callable[[], Any]) -> Any:
-        """``work()``, which uses the model and learns nothing."""
+    def no_grad_forward(self, work: Callable[[], T]) -> T:
+        """``work()``, which uses the model without gradients."""
         with torch.no_grad():
             result = self._root(work)
         if isinstance(self._root, FSDPModule):
             self._root.reshard()  # a backward pass would do so
         return result
 
-    def without_averaging(self) -> contextlib.AbstractContextManager[None]:
-        """Context for a pass of a step that is not its last: gradients add up in this process."""
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Context for a micro-batch that is not the last of its step: gradients add up in this process alone."""
         if isinstance(self._root, DistributedDataParallel):
             return self._root.no_sync()
         if isinstance(self._root, FSDPModule):
-            return _spread_gradients_later(self._root)
+            return _reduce_gradients_later(self._root)
         return contextlib.nullcontext()
 
-    def whole(self) -> Model:
-        """The model with all its weights in one piece; every process has to ask."""
-        if self._whole is None:
+    def full_model(self) -> Model:
+        """The model with unsharded weights in the first process; in the others what they hold. All have to ask."""
+        if not isinstance(self._root, FSDPModule):
             return self.model
-        weights = {name: whole(tensor).detach().cpu() for name, tensor in self.model.state_dict().items()}
-        self._whole.load_state_dict(weights)
-        return self._whole
+        weights = gather_weights(self.model)
+        if not self._processes.is_first:
+            return self.model
+        with torch.device("meta"):
+            model = type(self.model)(self.model.config)
+        model.load_state_dict(weights, assign=True)
+        return model
 
 
 class _Within(nn.Module):
@@ -113,7 +114,7 @@ def _recompute_layers(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _spread_gradients_later(root: FSDPModule) -> Iterator[None]:
+def _reduce_gradients_later(root: FSDPModule) -> Iterator[None]:
     root.set_requires_gradient_sync(False)
     try:
         yield

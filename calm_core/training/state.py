@@ -1,49 +1,66 @@
-"""All tensors that a training carries from one step to the next, by name."""
+"""All that a training carries from one step to the next, gathered in the first process and spread again.
+
+torch.distributed.checkpoint.state_dict does the work: it names tensors by parameter, so that a state does not depend on
+how many processes the tensors were sharded over, and the whole of it is in the memory of the first process alone.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from calm_core.training.sharding import placed_like, whole
+from calm_core.runtime.process_group import ProcessGroup
+
+Optimisers = Sequence[torch.optim.Optimizer]
+
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def training_state(
-    model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], sums: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Weights, state of the optimisers and ``sums``, whole, contiguous and on the CPU.
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of ``model``, unsharded and on the CPU in the first process, {} in the others; all have to ask."""
+    weights: dict[str, Any] = get_model_state_dict(model, options=_GATHERED)
+    return weights
 
-    Learning rates are left out: each step sets its own. However many processes the tensors were spread over, the result
-    is the same; every process has to ask.
+
+def gather_state(model: nn.Module, optimisers: Optimisers) -> dict[str, Tensor]:
+    """Weights and optimiser state by name, as ``gather_weights``; learning rates are left out: each step sets its own.
+
+    Raises:
+        ValueError: a parameter has no state yet, since no step was taken.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for number, optimiser in enumerate(optimisers):
-        for parameter, state in optimiser.state_dict()["state"].items():
-            tensors.update({f"optimiser.{number}.{parameter}.{key}": tensor for key, tensor in state.items()})
-    tensors.update({f"sum.{name}": tensor for name, tensor in sums.items()})
-    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {f"model.{name}": weight for name, weight in gather_weights(model).items()}
+    gathered: dict[str, Any] = get_optimizer_state_dict(model, optimisers, options=_GATHERED)
+    for parameter, state in gathered.get("state", {}).items():
+        tensors.update({f"optimiser.{parameter}/{key}": value for key, value in state.items()})
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def restore_state(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """Put what ``training_state`` gathered back into ``model`` and ``optimisers``, sharded as they are now.
+    tensors: Mapping[str, Tensor], model: nn.Module, optimisers: Optimisers, processes: ProcessGroup
+) -> None:
+    """Put what ``gather_state`` returned back into ``model`` and ``optimisers``, sharded as they are now.
 
-    Returns the sums.
+    The first process has the ``tensors``; the others pass {}.
     """
-    now = model.state_dict()
-    model.load_state_dict({name: placed_like(one, now[name]) for name, one in _below("model.", tensors).items()})
-    for number, optimiser in enumerate(optimisers):
-        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(f"optimiser.{number}.", tensors).items():
-            index, _, key = name.partition(".")
-            parameter = parameters[int(index)]
-            placed = placed_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
-            state.setdefault(int(index), {})[key] = placed
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in _below("sum.", tensors).items()}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=processes.count > 1)
+    weights: dict[str, Any] = _below("model.", tensors)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _below("optimiser.", tensors).items():
+        parameter, _, key = name.rpartition("/")
+        states.setdefault(parameter, {})[key] = tensor
+    set_model_state_dict(model, weights, options=options)
+    # The groups' settings come from the optimisers as they were built, not from the checkpoint.
+    groups = get_optimizer_state_dict(model, optimisers)["param_groups"]
+    loaded: dict[str, Any] = {"state": states, "param_groups": groups} if processes.is_first else {}
+    set_optimizer_state_dict(model, optimisers, loaded, options=options)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,18 +1,18 @@
 """Training the baseline: next-token cross entropy on blocks of the token stream."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.params import LanguageModelParams, Params
-from calm_core.runtime.process_group import ALONE, Processes
+from calm_core.params import LanguageModelParams, Params, TransformerParams
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
-from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.objective import Loss
+from calm_core.training.run import Run
 from calm_core.training.shape import shape_from
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 
@@ -24,56 +24,54 @@ def transformer_config(section: LanguageModelParams, vocabulary_size: int) -> Tr
     return TransformerConfig(vocabulary_size, shape_from(BackboneConfig, section))
 
 
-def train_transformer(
-    params: Params,
-    tokens: TokenStream,
-    vocabulary_size: int,
-    log: Callable[[int, Mapping[str, float]], None],
-    keep: Callable[[int, Transformer], None],
-    checkpoints: CheckpointStore | None = None,
-    processes: Processes = ALONE,
-) -> Transformer:
-    """Train a Transformer on the training split ``tokens``; the other arguments as in ``training.train``.
-
-    ``keep`` receives the number of steps done and the model ``params.transformer.checkpoints`` times, evenly spread,
-    the end included; a training that goes on after a checkpoint does not hand over those before it again.
+class TransformerObjective:
+    """Blocks of the training split ``tokens``, each with the token that follows it, and next-token cross entropy.
 
     Raises:
         CalmError: the split is shorter than one context and the token that follows it.
     """
-    section, seed = params.transformer, params.seed
-    context = section.context_tokens
-    blocks = (len(tokens) - 1) // context
-    if blocks < 1:
-        raise CalmError(
-            f"the training split has {len(tokens)} tokens, fewer than transformer.context_tokens {context} and one "
-            "more; use more text or a shorter context"
-        )
-    model = Transformer(transformer_config(section, vocabulary_size))
-    model.initialise(generator(seed, STAGE, "weights"))
 
-    def sequence_starts(step: int) -> Tensor:
-        return batch_indices(step, section.batch_sequences, blocks, seed, STAGE) * context
+    name = "transformer"
 
-    def batch_of(step: int) -> str:
-        return described_batch("sequences", sequence_starts(step))
+    def __init__(self, section: TransformerParams, tokens: TokenStream, vocabulary_size: int, seed: int) -> None:
+        self._tokens, self._seed = tokens, seed
+        self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
+        self._blocks = (len(tokens) - 1) // self.tokens_per_row
+        if self._blocks < 1:
+            raise CalmError(
+                f"the training split has {len(tokens)} tokens, fewer than transformer.context_tokens "
+                f"{self.tokens_per_row} and one more; use more text or a shorter context"
+            )
+        self.model = Transformer(transformer_config(section, vocabulary_size))
+        self.model.initialise(generator(seed, STAGE, "weights"))
 
-    def objective(step: int, rows: range) -> Mapping[str, Tensor]:
-        token_ids = tokens.windows(sequence_starts(step)[rows.start : rows.stop], context + 1)
-        return {"loss": next_token_loss(model, token_ids.to(processes.device))}
+    def batch(self, step: int, rows: range) -> Tensor:
+        """Token ids [rows, context + 1] int64: inputs, and one step later targets."""
+        return self._tokens.windows(self._sequence_starts(step)[rows.start : rows.stop], self.tokens_per_row + 1)
 
-    return train(
-        model,
-        objective,
-        section,
-        params.runtime,
-        "transformer",
-        log,
-        section.batch_sequences,
-        context,
-        keep=keep,
-        keep_at={section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints)},
-        checkpoints=checkpoints,
-        batch_of=batch_of,
-        processes=processes,
-    )
+    def loss(self, batch: Tensor) -> Loss:
+        return Loss(next_token_loss(self.model, batch))
+
+    def observe(self, features: Tensor | None) -> Mapping[str, float]:
+        return {}
+
+    def describe_batch(self, step: int) -> str:
+        return described_batch("sequences", self._sequence_starts(step))
+
+    def _sequence_starts(self, step: int) -> Tensor:
+        return batch_indices(step, self.rows, self._blocks, self._seed, STAGE) * self.tokens_per_row
+
+
+def train_transformer(params: Params, tokens: TokenStream, vocabulary_size: int, run: Run | None = None) -> Transformer:
+    """Train a Transformer on the training split ``tokens``; errors as ``TransformerObjective`` and ``train``.
+
+    A training that resumes does not hand models before its checkpoint to ``run.keep`` again.
+    """
+    objective = TransformerObjective(params.transformer, tokens, vocabulary_size, params.seed)
+    return train(objective, params.transformer, params.runtime, run)
+
+
+def checkpoint_steps(section: TransformerParams) -> frozenset[int]:
+    """After which steps the models are kept that BrierLM and cross entropy are compared on: evenly spread, the end
+    included."""
+    return frozenset(section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints))

@@ -1,34 +1,66 @@
-"""What is around each training stage: its processes, its checkpoints and its curves."""
+"""What is around each training stage: its processes, its checkpoints, and its curves through DVCLive."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+from dvclive import Live
 
 from calm_core.params import Params
+from calm_core.runtime.machine import numerics
 from calm_core.runtime.precision import set_threads
-from calm_core.runtime.process_group import Processes, joined
+from calm_core.runtime.process_group import joined
 from calm_core.training.checkpoints import CheckpointStore
-from stages.runner.checkpointing import checkpoints_of
-from stages.runner.curves import training_curves
+from calm_core.training.run import Run
+from stages.runner.resume import folder_of, mark_finished
+from stages.runner.run import Measured
 
 
-class TrainingRun(NamedTuple):
-    """What ``calm_core.training.loop.train`` is given of it; all but the first process have no checkpoints."""
+@dataclass
+class TrainingSession:
+    """The ``run`` of a training and, once it is over, the ``seconds`` it took, before an interruption included."""
 
-    log: Callable[[int, Mapping[str, float]], None]
-    checkpoints: CheckpointStore | None
-    processes: Processes
+    run: Run
+    seconds: float = 0.0
+
+    def finish(self, training_tokens: int) -> Measured:
+        """Say that the outputs of the stage are written; returns how fast it trained. For the first process alone."""
+        assert self.run.checkpoints is not None
+        mark_finished(self.run.checkpoints.folder)
+        return {"training_tokens_per_second": training_tokens / self.seconds}
 
 
 @contextmanager
-def training_run(stage: str, params: Params, curves: Path) -> Iterator[TrainingRun]:
+def training_session(stage: str, params: Params, curves: Path) -> Iterator[TrainingSession]:
     """Connect the processes of ``stage`` while the block runs; the first one writes its curves into ``curves``."""
     set_threads(params.runtime.threads)
     with joined(params.runtime.device) as processes:
-        if processes.is_first:
-            checkpoints = checkpoints_of(stage, params, processes.count)
-            with training_curves(curves) as log:
-                yield TrainingRun(log, checkpoints, processes)
-        else:
-            yield TrainingRun(lambda done, values: None, None, processes)
+        if not processes.is_first:
+            yield TrainingSession(Run(processes=processes))
+            return
+        # What the last digits depend on beside the stage's params, inputs and code: a run that resumes under other
+        # settings says so.
+        machine = {
+            **numerics(params.runtime.precision), "processes": processes.count, "device": params.runtime.device
+        }  # fmt: skip
+        checkpoints = CheckpointStore(folder_of(stage, params), stage, machine)
+        with _training_curves(curves) as log:
+            session = TrainingSession(Run(log=log, checkpoints=checkpoints, processes=processes))
+            yield session
+            session.seconds = checkpoints.seconds
+
+
+@contextmanager
+def _training_curves(folder: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A ``Run.log`` that writes a table a scalar under ``folder``/plots/metrics."""
+    # dvc.yaml says what to plot and DVC tracks experiments; DVCLive writes the points and nothing else.
+    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            live.step = step
+            for name, value in values.items():
+                live.log_metric(name, value)
+            live.make_summary()
+
+        yield log

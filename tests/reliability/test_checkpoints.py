@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from calm_core.errors import CalmError
 from calm_core.params import Params, load_params
 from calm_core.training.checkpoints import Checkpoint, CheckpointStore
 from calm_core.training.loop import train
+from calm_core.training.run import Run
 from tests import ROOT
+from tests.calm_core.training.tiny_objective import TinyObjective
 
 STEPS = 450
 """Of the training in these tests: two steps lie between two points of its curve."""
@@ -180,7 +183,7 @@ def run(
     section = params.calm.model_copy(update={"steps": STEPS, "warmup_steps": 10, "optimiser": optimiser})
     curve: list[tuple[int, dict[str, float]]] = []
 
-    def objective(step: int, rows: range) -> dict[str, Tensor]:
+    def loss_at(model: nn.Module, step: int) -> dict[str, Tensor]:
         if step == stop_at:
             raise InterruptedError
         data = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
@@ -188,19 +191,12 @@ def run(
         return {"loss": spoil(step, loss) if spoil else loss, "step": torch.tensor(float(step))}
 
     store = None if folder is None else CheckpointStore(folder, "test")
+
+    def log(done: int, values: Mapping[str, float]) -> None:
+        curve.append((done, dict(values)))
+
     with contextlib.suppress(InterruptedError):
-        train(
-            model,
-            objective,
-            section,
-            params.runtime,
-            "test",
-            lambda done, values: curve.append((done, dict(values))),
-            1,
-            1,
-            checkpoints=store,
-            batch_of="rows {}".format,
-        )
+        train(TinyObjective(model, loss_at), section, params.runtime, Run(log=log, checkpoints=store))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, curve
 
 

@@ -230,7 +230,7 @@ def test_a_stage_that_dies_under_dvc(finished: Path, project: Path, tmp_path: Pa
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "if sys.orig_argv[-1] == 'stages.train_transformer':\n"
-        "    from tests.reliability import faults\n"
+        "    from tests.reliability.support import faults\n"
         "    faults.save_every_step()\n"
         "    faults.kill_at_step(6)\n"
     )
@@ -280,5 +280,5 @@ def test_other_params_other_checkpoints(finished: Path, project: Path) -> None:
     assert ".checkpoints keeps 1 interrupted with other params, code or inputs" in other.told
     params.write_text(before)
     assert "goes on after step 4 of" in assert_goes_on(project, finished, "train_calm")
-    (project / "calm_core/head.py").write_text("# other code\n")
+    (project / "calm_core/calm/head.py").write_text("# other code\n")
     assert "goes on" not in run_stage_process(project, "train_calm").told

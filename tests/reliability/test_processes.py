@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from calm_core.runtime.process_group import Processes
+from calm_core.runtime.process_group import ProcessGroup
 from calm_core.training.batches import batch_indices
 from tests.reliability.support.faults import (
     kill_at_shard,
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_some_processes_serves_others(
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_processes_share_a_batch(count: int) -> None:
-    shares = [Processes(rank, count).share(8) for rank in range(count)]
+    shares = [ProcessGroup(rank, count).chunk(8) for rank in range(count)]
     assert [row for share in shares for row in share] == list(range(8))
     epoch = [batch_indices(step, 8, 24, 0, "stage")[share.start : share.stop] for share in shares for step in range(3)]
     assert sorted(torch.cat(epoch).tolist()) == list(range(24))
@@ -212,7 +212,7 @@ FAULTY = """
 import os
 if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
     from functools import partial
-    from tests.reliability import faults
+    from tests.reliability.support import faults
     faults.save_every_step()
     if os.environ["RANK"] == "1":
         {fault}

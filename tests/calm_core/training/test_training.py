@@ -14,6 +14,8 @@ from calm_core.runtime.randomness import generator
 from calm_core.training.batches import batch_indices
 from calm_core.training.loop import train
 from calm_core.training.optimisers import Muon, build_optimisers, learning_rate_factor, orthogonalise
+from calm_core.training.run import Run
+from tests.calm_core.training.tiny_objective import TinyObjective
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 9), (9, 3)])
@@ -108,8 +110,8 @@ def run(params: Params, loss_at: Any, steps: int) -> tuple[nn.Linear, list[tuple
             parameter.fill_(0.5)
     section = params.calm.model_copy(update={"steps": steps, "warmup_steps": 0, "optimiser": "adamw"})
     logged: list[tuple[int, dict[str, float]]] = []
-    train(model, lambda step, rows: loss_at(model, step), section, params.runtime, "test",
-          lambda step, values: logged.append((step, dict(values))), 1, 1)  # fmt: skip
+    log = Run(log=lambda step, values: logged.append((step, dict(values))))
+    train(TinyObjective(model, loss_at), section, params.runtime, log)
     return model, logged
 
 

@@ -72,13 +72,13 @@ def at_step(number: int, act: Callable[[], None]) -> None:
 
 def loss_at_step(number: int, factor: float) -> None:
     """The loss of step ``number`` is multiplied by ``factor``, and its gradient with it."""
-    original, steps = ParallelModel.run, itertools.count(1)
+    original, steps = ParallelModel.forward, itertools.count(1)
 
-    def run(self: ParallelModel[Any], work: Callable[[], Any]) -> Any:
-        losses = original(self, work)
-        return {**losses, "loss": losses["loss"] * factor} if next(steps) == number else losses
+    def forward(self: ParallelModel[Any], work: Callable[[], Any]) -> Any:
+        loss = original(self, work)
+        return loss._replace(total=loss.total * factor) if next(steps) == number else loss
 
-    ParallelModel.run = run  # type: ignore[method-assign]
+    ParallelModel.forward = forward  # type: ignore[method-assign]
 
 
 def kill_in_file_above(size: int) -> None:

@@ -1,0 +1,35 @@
+"""The run around a training: where its curve, checkpoints and intermediate models go, and which processes share it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calm_core.runtime.process_group import ALONE, ProcessGroup
+from calm_core.training.checkpoints import CheckpointStore
+
+
+def _ignore(*arguments: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """By default nothing is written and this process is the only one.
+
+    The first process alone logs, keeps models and has checkpoints.
+    """
+
+    log: Callable[[int, Mapping[str, float]], None] = _ignore
+    """Receives the number of steps done and the values of a point of the training curve."""
+    keep: Callable[[int, Any], None] = _ignore
+    """Receives the number of steps done and the model, after each of the steps ``kept_after``."""
+    kept_after: frozenset[int] = frozenset()
+    """The same in all processes, which gather the model together."""
+    checkpoints: CheckpointStore | None = None
+    """Where the training resumes from and saves to; None in a run that cannot be resumed."""
+    processes: ProcessGroup = ALONE
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.processes.is_first
