@@ -174,6 +174,6 @@ def test_bootstrap_resamples_documents() -> None:
     assert result.positions == 20_000
     assert result.brierlm == pytest.approx(100 * values.mean().item(), rel=1e-5)
     half_width = 1.96 * 100 * values.std().item() / math.sqrt(400)
-    low, high = result.ci95
+    low, high = result.brierlm_ci95
     assert (high - low) / 2 == pytest.approx(half_width, rel=0.1)
     assert low < result.brierlm < high
