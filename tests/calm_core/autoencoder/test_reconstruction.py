@@ -14,6 +14,9 @@ from tests.calm_core.known_models import Text, code_autoencoder
 SIGNS = torch.tensor([[1.0], [-1.0]])
 """Two tokens, one number each: decoded wrongly where noise turns its sign."""
 
+AXES = torch.eye(2)
+"""Two tokens, two numbers each: decoded wrongly where noise turns the order of the numbers."""
+
 TOKENS = 40_000
 
 
@@ -29,10 +32,13 @@ def normal_cdf(x: float) -> float:
 
 @pytest.mark.parametrize("patch_size", [1, 4])
 @pytest.mark.parametrize("margin", [0.15, 0.3, 0.6])
-@pytest.mark.parametrize("posterior_std", [0.05, 1.5])
-def test_noise_has_std_three_tenths(tmp_path: Path, patch_size: int, margin: float, posterior_std: float) -> None:
+@pytest.mark.parametrize(("codes", "posterior_std"), [(SIGNS, 0.05), (AXES, 1.5)])
+def test_noise_has_std_three_tenths(
+    tmp_path: Path, patch_size: int, margin: float, codes: torch.Tensor, posterior_std: float
+) -> None:
     # The mean lies ``margin`` from where decoding changes. The width of the posterior itself is not what is added.
-    model = code_autoencoder(SIGNS, patch_size, margin, math.log(posterior_std))
+    scale = margin * codes.shape[1] ** 0.5
+    model = code_autoencoder(codes, patch_size, scale, math.log(posterior_std))
     found = reconstruction(model, random_stream(tmp_path, TOKENS), seed=1)
     exact = normal_cdf(margin / 0.3)
     assert found.token_accuracy == 1

@@ -131,11 +131,14 @@ def test_a_transformer_is_asked_at_whole_patches_of_a_block(
     assert_expected(found, expected(asked, by_place(paths_of_bigrams(table), moments_of_probabilities, 1)))
 
 
+@pytest.mark.parametrize("inputs", ["tokens", "latents"])
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 @pytest.mark.parametrize("samples", [2, 3])
-def test_a_calm_without_randomness(blocks: Callable[..., EvaluationBlocks], patch_size: int, samples: int) -> None:
+def test_a_calm_without_randomness(
+    blocks: Callable[..., EvaluationBlocks], patch_size: int, samples: int, inputs: Literal["tokens", "latents"]
+) -> None:
     text = counting(0.8)
-    found = evaluate_calm(*coin_calm(SURE[patch_size]), blocks(text), samples)
+    found = evaluate_calm(*coin_calm(SURE[patch_size], inputs), blocks(text), samples)
     moments = by_place(paths_of_patches(SURE[patch_size]), moments_of_sampling, samples)
     wanted = expected(places(text, CONTEXT, patch_size), moments)
     assert np.all(wanted.variance == 0)
