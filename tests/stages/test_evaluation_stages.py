@@ -127,6 +127,10 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert calm["positions"] == (LIMIT - 4) // 16 * 8
     difference = np.array(calm["brier"]) - wanted.mean.sum(axis=0) / calm["positions"]
     assert np.all(np.abs(difference) < 4 * np.sqrt(wanted.variance.sum(axis=0)) / calm["positions"])
+    # Of 4 samples a position, hits count 2 / 4 each and collisions 1 / 6; of 2 or 3 samples all would be thirds.
+    sums = np.array(calm["brier"]) * calm["positions"]
+    assert 6 * sums == pytest.approx(np.round(6 * sums), abs=1e-3)
+    assert np.abs(3 * sums - np.round(3 * sums)).max() > 0.4
     assert calm["brierlm"] == pytest.approx(100 * math.prod(max(0.0, one) for one in calm["brier"]) ** 0.25)
 
 
