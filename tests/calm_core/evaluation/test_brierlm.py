@@ -38,7 +38,7 @@ from tests.calm_core.known_models import (
 
 SIZE = 4
 LENGTHS = [5, 1, 23, 2, 40, 7, 12, 3, 61, 1, 1, 18, 9, 30, 4, 27]
-"""Of the documents: none starts where a block of 12 does but the first, and some hold no target of K 4."""
+"""Of the documents: some longer than a block of 12, some of a single token, in which few targets start or none."""
 CONTEXT, BATCH = 12, 3
 TABLE = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1], [0.2, 0.3, 0.1, 0.4], [0.45, 0.05, 0.45, 0.05]])
 
