@@ -30,6 +30,7 @@ def flow_loss(velocity: Velocity, data: Tensor, times: Tensor, noise: Tensor) ->
     """
     t = times[..., None]
     points = (1 - t) * noise + t * data
+    # Times in [0, 1) give steps 0 to 999, as many as the diffusion head's network is told.
     return (velocity(points, (times * TIME_STEPS).long()) - (data - noise)).square().mean(dim=-1)
 
 
@@ -45,6 +46,7 @@ def integrate(velocity: Velocity, noise: Tensor, steps: int, solver: Solver) -> 
     for index in range(steps):
         slope = at(points, 2 * index)
         if solver == "midpoint":
+            # Second order: the slope in the middle of the step, reached with the slope at its start.
             slope = at(points + step / 2 * slope, 2 * index + 1)
         points = points + step * slope
     return points
