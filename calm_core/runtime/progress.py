@@ -26,7 +26,7 @@ _SECONDS = 15
 
 
 class Advance(Protocol):
-    """Tells that ``done`` more units are finished; ``note`` is shown beside."""
+    """Reports that ``done`` more units are finished; ``note`` is shown beside."""
 
     def __call__(self, done: int = 1, note: str = "") -> None: ...
 
@@ -81,10 +81,12 @@ def _lines(name: str, total: int | None, unit: str, earlier: int) -> Advance:
         if total is None:
             due = now - last >= _SECONDS
         else:
+            # A line each time another tenth is complete, however large a step of ``done`` is.
             due = before * _LINES // total != done_units * _LINES // total
         if not due:
             return
         last = now
+        # Without the units of an earlier process, whose time is not known here.
         rate = (done_units - earlier) / max(now - started, 1e-9)
         line = f"{name}: {done_units:,}" + ("" if total is None else f"/{total:,}") + f" {unit}, {_short(rate)}/s"
         if total is not None:

@@ -1,4 +1,4 @@
-"""JSON files: written whole or not at all, read with an error that names the file."""
+"""JSON files: written atomically, read with an error that names the file."""
 
 import json
 import math
@@ -13,7 +13,7 @@ LARGEST_JSON = 1 << 26
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path``, whole or not at all; keys keep their order."""
+    """Write ``value`` as indented JSON to ``path``, atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

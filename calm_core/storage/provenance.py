@@ -1,8 +1,8 @@
-"""What artefacts were made from, and whether they are still what was written, by SHA-256.
+"""Provenance and integrity of artefacts, by SHA-256.
 
-The description beside tokens and latents names the hash of each file in the folder; that of the latents also names
-their autoencoder and their tokens. A stage that reads them looks before it works: neither a damaged shard nor parts of
-two runs thrown together end in a model that is merely bad.
+The description beside tokens and latents lists the hash of each file in the folder; that of the latents also those of
+their autoencoder and tokens. A stage verifies its inputs before it works: a damaged shard, or files of different runs
+mixed, is an error and not a worse model.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import read_json, write_json
 
 DESCRIPTION = "description.json"
-"""The file beside tokens and latents that says what they are, with the hash of each of their files."""
+"""The file that describes the tokens or latents in its folder, with the hash of each of their files."""
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "model.safetensors"
 
