@@ -1,7 +1,7 @@
 """The one exception that a user is meant to read, and others' errors folded into its single line."""
 
 LONGEST = 4000
-"""Characters of a message, at most: what a value or a list of names brings in beyond that tells nobody anything."""
+"""Characters of a message, at most: a value or a list of names in it may be far longer."""
 
 
 class CalmError(Exception):
