@@ -19,6 +19,7 @@ TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
 
 def main(params: Params) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
+    # Before hours of training: tokens, latents and autoencoder have to be those of one run.
     require_intact(TOKENS)
     require_intact(LATENTS)
     require_latents_of(LATENTS, TRAINED, TOKENS)
@@ -31,6 +32,7 @@ def main(params: Params) -> Measured:
         return {}
     tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
+    # A CALM is useless without the decoder of its latents, so its folder has both.
     save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
     return session.finish(params.calm.training_tokens)
 
