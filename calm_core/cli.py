@@ -108,6 +108,7 @@ def generate(
     from calm_core.runtime.precision import set_threads
     from calm_core.runtime.progress import progress
 
+    # Before the model is loaded, which takes longer than finding a mistake in the prompts.
     texts = _prompts(prompt, prompts)
     set_threads("auto")
     language_model = load_language_model(model)
@@ -249,6 +250,7 @@ def _told(message: str) -> int:
 
 
 def _prompts(prompt: str | None, path: Path | None) -> list[str]:
+    # None and "" differ: an empty prompt asks for text from the start of a document.
     if (prompt is None) == (path is None):
         raise CalmError("one of --prompt TEXT and --prompts FILE is needed")
     if path is None:

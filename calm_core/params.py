@@ -247,8 +247,7 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            # One byte more than allowed tells a file that is too long from one that is just as long, without reading
-            # all of it.
+            # One byte more than allowed is enough to recognise a file that is too long.
             content = file.read(LARGEST_FILE + 1)
         text = content.decode()
     except FileNotFoundError:

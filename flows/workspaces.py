@@ -109,7 +109,7 @@ def save_experiment(clone: Path, folder: Path, name: str) -> None:
     """Record what ``clone`` holds as the DVC experiment ``name`` of ``folder``.
 
     Raises:
-        RuntimeError: DVC cannot save it; tells why.
+        RuntimeError: DVC cannot save it; the message has DVC's output.
     """
     command = [*DVC, "exp", "save", "--force", "--name", name]
     saved = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -57,6 +57,7 @@ def _samples(params: Params) -> list[dict[str, str]]:
     for model in models:
         # The stream yields growing continuations; the last are the complete ones.
         (continuations,) = deque(model.stream(prompts, length, Sampling(settings.temperature), params.seed), maxlen=1)
+        # Both models share a tokenizer, checked above, so one of them decodes all columns.
         columns.append([continuation.token_ids for continuation in continuations])
     texts = [[models[0].decode(token_ids) for token_ids in column] for column in columns]
     return [dict(zip(("prompt", "truth", "calm", "transformer"), row, strict=True)) for row in zip(*texts, strict=True)]

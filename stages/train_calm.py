@@ -30,6 +30,7 @@ def main(params: Params) -> Measured:
         model = train_calm(params, tokens, latents, autoencoder, session.run)
     if not session.run.is_first:
         return {}
+    # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
     # A CALM is useless without the decoder of its latents, so its folder has both.

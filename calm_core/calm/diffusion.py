@@ -142,7 +142,7 @@ def diffuse_back(network: Network, schedule: Schedule, draws: Tensor, start_is_n
     the error of the predicted noise: by 340 with 100 steps. ``start_is_noise`` takes the start itself for the
     noise in it there, which it is to within that share.
     """
-    # The network is told the step's number in training; the schedule is indexed by its own, respaced, number.
+    # The network gets the step's number in training; the schedule is indexed by its own, respaced, number.
     points = draws[0]
     for index in reversed(range(len(schedule))):
         times = torch.full(points.shape[:-1], index, device=points.device)

@@ -17,7 +17,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 Solver = Literal["euler", "midpoint"]
 
 TIME_STEPS = 1000
-"""A network is told floor(1000 t)."""
+"""The network's time input is floor(1000 t)."""
 
 CALLS = {"euler": 1, "midpoint": 2}
 """Calls of the network in one step of each solver."""
@@ -30,7 +30,7 @@ def flow_loss(velocity: Velocity, data: Tensor, times: Tensor, noise: Tensor) ->
     """
     t = times[..., None]
     points = (1 - t) * noise + t * data
-    # Times in [0, 1) give steps 0 to 999, as many as the diffusion head's network is told.
+    # Times in [0, 1) give steps 0 to 999, the range of the diffusion head's time input.
     return (velocity(points, (times * TIME_STEPS).long()) - (data - noise)).square().mean(dim=-1)
 
 

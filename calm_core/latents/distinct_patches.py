@@ -195,6 +195,6 @@ def _partition(patches: np.ndarray, partitions: int) -> np.ndarray:
     for token_ids in patches.T:
         # Products wrap modulo 2^64, as hashes of this kind mean them to.
         mixed = (mixed ^ token_ids.astype(np.uint64)) * _MULTIPLIER
-        # Carries the well mixed high bits down to those that the remainder looks at.
+        # Carries the well mixed high bits down to those that decide the remainder.
         mixed ^= mixed >> np.uint64(32)
     return (mixed % np.uint64(partitions)).astype(np.int64)

@@ -42,7 +42,7 @@ def encode_corpus(
     kept: FinishedFiles | None = None,
     processes: ProcessGroup = ALONE,
 ) -> EncodedCorpus:
-    """Write the latents of ``tokens`` into ``folder``, as ``latent_files`` describes them, in bounded memory.
+    """Write the latents of ``tokens`` into ``folder``, in the format of ``latents.shards``, in bounded memory.
 
     Resumes from the shards that an interrupted call with the same model and tokens left in ``kept``. The other
     ``processes``, which need ``kept``, call ``help_to_encode``.

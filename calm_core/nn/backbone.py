@@ -40,7 +40,7 @@ class KeyValueCache:
     """
 
     def __init__(self, layers: int) -> None:
-        # Of each layer a buffer [2, batch, key_value_heads, room, head_size], and how many positions it holds.
+        # For each layer a buffer [2, batch, key_value_heads, capacity, head_size], and how many positions it holds.
         self._buffers: list[Tensor | None] = [None] * layers
         self._lengths = [0] * layers
 
@@ -195,7 +195,7 @@ class Backbone(nn.Module):
 
         Without ``cache`` the pass is causal over ``embeddings``. With one, the new positions are added to it
         and see all that it holds and, causally, one another. ``positions`` [positions] overrides
-        their numbering (by default they go on from the cache), ``mask`` [positions, all keys], true where a
+        their numbering (by default it continues the cache's), ``mask`` [positions, all keys], true where a
         position may look, overrides what they see.
         """
         held = cache.length if cache is not None else 0

@@ -55,6 +55,8 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         # Back to the dtype it was imported from; an import made it float32 without loss, bar float64.
         weights[name] = weights[name].to(DTYPES[dtype])
     with whole_directory(destination) as folder:
+        # A model that was imported gets its own config.json back, with the keys that mean nothing here; sizes come from
+        # the model.
         write_json(folder / "config.json", {**(origin["config"] or FIXED), **shape})
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         if (source / "tokenizer.json").is_file():

@@ -130,6 +130,8 @@ def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig
     if sizes.has("generative_head.net."):
         blocks = sizes.count("generative_head.net.res_blocks")
         outputs = sizes.of("generative_head.net.final_layer.linear.weight")[0]
+        # Both heads have the same network and tensor names; only the output's width differs: a velocity, or noise and
+        # variance.
         if outputs == latent_size:
             return FlowHeadConfig(blocks)
         if outputs == 2 * latent_size:  # the noise and the variance
@@ -146,7 +148,7 @@ def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig
 
 
 class _Sizes:
-    """Shapes by name; a name that is missing is told as such."""
+    """Shapes by name; a missing name is an error that names it."""
 
     def __init__(self, weights: Weights, source: str) -> None:
         self._weights, self._source = weights, source
@@ -156,6 +158,7 @@ class _Sizes:
         if name not in self._weights:
             raise CalmError(f"{self._source} is refused: lacks {name}, which tells its sizes")
         shape = tuple(self._weights[name].shape)
+        # Sizes are divided by each other: one of 0 must not get so far.
         if len(shape) != 2 or 0 in shape:
             raise CalmError(f"{self._source} is refused: wrong shape {name} {list(shape)}, a matrix is needed")
         return shape[0], shape[1]
@@ -167,6 +170,7 @@ class _Sizes:
     def count(self, prefix: str) -> int:
         """How many layers are numbered after ``prefix``."""
         numbers = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in self._weights]
+        # Counted by distinct numbers: a gap shows below, as tensors that are missing.
         return len({number[1] for number in numbers if number})
 
 
@@ -179,6 +183,7 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
     copies = {name: [theirs for theirs in names[name] if theirs in weights] for name in own}
     # Tools that save no tensor twice drop one copy, with all that stands under its first name.
     first_names = {name.split(".")[0] for name in weights}
+    # A second copy may be missing: the tied output matrix, or the whole second name of the energy head.
     lacking = [
         theirs
         for name, found in copies.items()
@@ -216,6 +221,7 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
 
 def _disagreements(config: dict[str, Any], shape: dict[str, Any]) -> list[str]:
     """Where config.json contradicts the weights, or asks for what no model here can do."""
+    # A key that config.json lacks contradicts nothing.
     wrong = [
         f"{key} is {config[key]!r}, the weights have {value!r}"
         for key, value in shape.items()

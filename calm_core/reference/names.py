@@ -110,6 +110,7 @@ def _autoencoder_names(name: str, model: Autoencoder) -> list[str]:
             side = ours.split(".")[0]
             name = f"{side}.{side}_layers.{int(found[1]) + offset}{name[found.end() :]}"
     theirs = _translate(name, _AUTOENCODER)
+    # Tied here, two names there.
     return [theirs, OUTPUT_MATRIX] if theirs == "encoder.embed_tokens.weight" else [theirs]
 
 

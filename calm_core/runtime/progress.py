@@ -38,6 +38,7 @@ def progress(name: str, total: int | None, unit: str, done: int = 0) -> Iterator
     ``done`` units were finished before.
     """
     console = Console(stderr=True)
+    # On standard error, so that a command's output can be piped; a bar in a log file would be thousands of lines.
     if console.is_terminal:
         with _bar(console, unit) as bar:
             task = bar.add_task(name, total=total, completed=done, note="")

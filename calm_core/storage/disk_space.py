@@ -7,7 +7,7 @@ from calm_core.errors import CalmError
 
 
 def require_disk_space(path: Path, needed_bytes: int, purpose: str) -> None:
-    """Raise CalmError unless the file system of ``path`` has room for ``needed_bytes``."""
+    """Raise CalmError unless the file system of ``path`` has ``needed_bytes`` free."""
     # The folder itself may not be there yet; its file system is that of the nearest parent.
     existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -25,6 +25,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise CalmError(f"{path} has more than {LARGEST_JSON:,} bytes; delete it and run `dvc repro`")
+        # Both hooks: Python's parser takes NaN as a constant, and 1e999 as a float that is infinite.
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise CalmError(f"{path} is missing; `dvc repro` makes it") from None

@@ -48,6 +48,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CalmError(f"{folder} is no folder; a model's folder holds config.json and model.safetensors")
     values = read_json(folder / "config.json")
+    # Another project's config.json is the likely mistake, the reference's above all: it gets the command that converts
+    # it.
     known = isinstance(values, dict) and isinstance(values.get("kind"), str) and "context_tokens" in values
     if not known or not (values["context_tokens"] is None or _is_size(values["context_tokens"])):
         raise CalmError(
@@ -73,6 +75,7 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
         folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"
     )
     try:
+        # Integers would convert without an error, to a model that is merely bad.
         for name, weight in weights.items():
             if not weight.is_floating_point():
                 raise ValueError(f"{name} holds {weight.dtype}")

@@ -40,6 +40,7 @@ def require_intact(folder: Path) -> None:
                 f"{folder / name} is damaged: its SHA-256 is not the one in {DESCRIPTION}; "
                 f"delete {folder} and run `dvc repro`"
             )
+    # A shard of another run would be read with the others, since readers glob for shards.
     foreign = sorted({path.name for path in folder.glob("*.safetensors")} - expected.keys())
     if foreign:
         raise CalmError(f"{folder / foreign[0]} is not named in {DESCRIPTION}; delete {folder} and run `dvc repro`")
@@ -73,6 +74,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     description = _description(folder)
     try:
         found = dict(description.get("sha256", {}))
+        # Tokens list hashes a split, latents and the tokenizer in one table.
         for split in description.get("splits", {}).values():
             found.update(split["sha256"])
     except (AttributeError, KeyError, TypeError, ValueError):

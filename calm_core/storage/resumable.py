@@ -32,6 +32,7 @@ class FinishedFiles:
         Raises:
             OSError: it cannot be flushed to disk.
         """
+        # Before the rename: the final name contains it.
         digest = sha256(path)
         move_into_place(path, self._path(path.name, digest))
         return digest
@@ -40,6 +41,8 @@ class FinishedFiles:
         """SHA-256 of the finished file ``name``, None if there is none; a damaged one is reported and removed."""
         stem, suffix = Path(name).stem, Path(name).suffix
         pattern = re.compile(rf"{re.escape(stem)}-([0-9a-f]{{64}}){re.escape(suffix)}")
+        # Read in full to verify: a file may have been damaged since it was finished, and its hash goes into the
+        # description.
         for path in sorted(self.folder.glob(f"{stem}-*{suffix}")):
             if match := pattern.fullmatch(path.name):
                 if sha256(path) == match[1]:

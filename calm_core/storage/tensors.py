@@ -56,6 +56,7 @@ def read_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:
 
 def require_tensors(path: Path, found: Mapping[str, tuple[int, str]], expected: Expected) -> None:
     """Raise CalmError unless ``found``, dimensions and dtype of each tensor by name, is what is ``expected``."""
+    # Neither more nor fewer tensors: another layout of the same file is not guessed at.
     right = found.keys() == expected.keys() and all(
         found[name][0] == dimensions and found[name][1] in dtypes for name, (dimensions, dtypes) in expected.items()
     )

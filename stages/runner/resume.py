@@ -54,7 +54,7 @@ def _key(stage: str, params: Params, others: Any) -> str:
         "inputs": {path: _identity(Path(path)) for path in declared["deps"]},
         "others": others,
     }
-    # 16 hexadecimal digits are enough to tell a few folders apart.
+    # 64 bits are plenty for the few folders of a stage.
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
