@@ -14,7 +14,11 @@ import pytest
 
 from flows.processes import Processes
 from flows.reproduce import dvc_stage, reproduce
-from tests.flows.conftest import ROOT, run, until
+from tests import ROOT
+from tests.flows.conftest import run, until
+
+pytestmark = pytest.mark.xdist_group("prefect")
+"""In one process: the tests share a server."""
 
 SERVED = """
 import sys
@@ -100,6 +104,7 @@ def test_a_fresh_run_then_a_cached_one_then_a_change(server: str, project: Path)
     assert (project / "left.out").read_text() == "left 1"
 
 
+@pytest.mark.slow
 def test_targets_and_force(server: str, project: Path) -> None:
     assert reproduced(project).is_completed()
     forced = reproduced(project, targets=["left"], force=True)
@@ -109,6 +114,7 @@ def test_targets_and_force(server: str, project: Path) -> None:
     assert "nothing is no stage; there are: first" in unknown.message
 
 
+@pytest.mark.slow
 def test_a_failing_stage_tells_why_and_the_next_run_goes_on(server: str, project: Path) -> None:
     edit(project, "fail: ''", "fail: left")
     failed = reproduced(project)
@@ -128,6 +134,7 @@ def test_a_failing_stage_tells_why_and_the_next_run_goes_on(server: str, project
     assert again.is_completed()
 
 
+@pytest.mark.slow
 def test_overrides_become_an_experiment_and_leave_the_tree_alone(server: str, project: Path) -> None:
     assert reproduced(project).is_completed()
     run(project, "git", "add", "--all")
@@ -148,6 +155,7 @@ def test_overrides_become_an_experiment_and_leave_the_tree_alone(server: str, pr
     assert not list((project / ".dvc/tmp/flows").iterdir())
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_or_waits(server: str, project: Path) -> None:
     script = """
 import fcntl, sys
@@ -205,6 +213,7 @@ def family(pid: int) -> list[int]:
     return [pid, *(one.pid for one in above if names & {Path(argument).name for argument in one.cmdline()})]
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_leaves_no_process_and_no_lock(server: str, project: Path) -> None:
     (project / "hold-left").touch()
     with Served(project, "cancel"):
@@ -240,6 +249,7 @@ def test_killing_the_run_kills_its_stage(project: Path) -> None:
     run(project, "dvc", "repro", "-s", "first")
 
 
+@pytest.mark.slow
 def test_a_schedule_starts_a_run_by_itself(server: str, project: Path) -> None:
     with Served(project, "scheduled", every=15):
         found = until(lambda: deployment(server, "test-scheduled"))
@@ -274,6 +284,7 @@ def test_flows_import_no_torch() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_network_that_was_away_is_tried_again(server: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.reproduce.dvc_stage", dvc_stage.with_options(retry_delay_seconds=0))
     step = project / "step.py"

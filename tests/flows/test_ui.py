@@ -8,8 +8,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.flows.conftest import ROOT, until
+from tests import ROOT
+from tests.flows.conftest import until
 from tests.flows.test_reproduce import artifacts, flow_run_of, reproduced
+
+pytestmark = pytest.mark.xdist_group("prefect")
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PLOT_COLOUR = (0x00, 0xC8, 0x53)
@@ -27,6 +30,7 @@ QUIET = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here; on Debian: apt-get install chromium")
 def test_the_page_of_a_run_shows_stages_states_and_artifacts(server: str, project: Path, tmp_path: Path) -> None:
     reproduced(project)
