@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-# Tests that share a server or a clone stay in one of the two processes.
-TWO_AT_A_TIME := --numprocesses 2 --dist loadgroup
+# Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: repro ui test test-all verify bench audit check format lock clean
 

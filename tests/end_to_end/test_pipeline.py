@@ -17,9 +17,6 @@ import yaml
 from tests import ROOT
 from tests.sampling import sampled
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-"""In one process: the tests share a clone."""
-
 BIN = Path(sys.executable).parent
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 

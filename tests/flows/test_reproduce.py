@@ -17,9 +17,6 @@ from flows.reproduce import dvc_stage, reproduce
 from tests import ROOT
 from tests.flows.conftest import run, until
 
-pytestmark = pytest.mark.xdist_group("prefect")
-"""In one process: the tests share a server."""
-
 SERVED = """
 import sys
 from datetime import timedelta
@@ -275,13 +272,6 @@ def test_a_stopped_run_starts_nothing_more(tmp_path: Path) -> None:
     processes.stop()
     with pytest.raises(RuntimeError, match="the run was stopped"):
         processes.run(["true"], tmp_path, print)
-
-
-def test_flows_import_no_torch() -> None:
-    code = "import sys, flows.reproduce, flows.sweep; assert 'torch' not in sys.modules and 'dvc' not in sys.modules"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow

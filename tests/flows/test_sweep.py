@@ -9,8 +9,6 @@ from flows.sweep import combinations, sweep
 from tests.flows.conftest import run
 from tests.flows.test_reproduce import artifacts, edit, flow_run_of, reproduced
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 
 @pytest.mark.slow
 def test_three_points_one_of_which_fails(server: str, project: Path) -> None:

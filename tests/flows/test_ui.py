@@ -12,8 +12,6 @@ from tests import ROOT
 from tests.flows.conftest import until
 from tests.flows.test_reproduce import artifacts, flow_run_of, reproduced
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PLOT_COLOUR = (0x00, 0xC8, 0x53)
 """Of the plot in the small project's report."""
