@@ -178,6 +178,7 @@ def test_levels_and_strings_that_look_like_them(reader: CorpusReader, tmp_path: 
     assert "nests more than 500 levels" in (complaint(lambda: require_objects(path)) or "")
 
 
+@pytest.mark.slow
 def test_a_small_file_that_unpacks_to_more_than_there_is(reader: CorpusReader, tmp_path: Path) -> None:
     """Two gigabytes of one line: out of memory is an error that is told, not a process that dies."""
     packed = gzip.compress(b"x" * (1 << 24)) * 128
