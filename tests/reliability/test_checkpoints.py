@@ -19,11 +19,8 @@ from calm_core.training.checkpoints import Checkpoint, CheckpointStore
 from calm_core.training.loop import train
 from calm_core.training.run import Run
 from tests import ROOT
-<<<<<<< HEAD
 from tests.calm_core.training.tiny_objective import TinyObjective
-=======
 from tests.sampling import sampled
->>>>>>> speed
 
 STEPS = 450
 """Of the training in these tests: two steps lie between two points of its curve."""

@@ -287,9 +287,5 @@ def test_other_params_other_checkpoints(finished: Path, project: Path) -> None:
     assert ".checkpoints keeps 1 interrupted with other params, code or inputs" in other.told
     params.write_text(before)
     assert "goes on after step 4 of" in assert_goes_on(project, finished, "train_calm")
-<<<<<<< HEAD
-    (project / "calm_core/calm/head.py").write_text("# other code\n")
-=======
     (project / "calm_core/calm/head.py").open("a").write("# other code\n")
->>>>>>> speed
     assert "goes on" not in run_stage_process(project, "train_calm").told
