@@ -31,10 +31,9 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gather_state(model: nn.Module, optimisers: Optimisers) -> dict[str, Tensor]:
-    """Weights and optimiser state by name, as ``gather_weights``; learning rates are left out: each step sets its own.
+    """Weights and optimiser state by name, as ``gather_weights``; to be called after a step, which makes that state.
 
-    Raises:
-        ValueError: a parameter has no state yet, since no step was taken.
+    Learning rates are left out: each step sets its own.
     """
     tensors = {f"model.{name}": weight for name, weight in gather_weights(model).items()}
     gathered: dict[str, Any] = get_optimizer_state_dict(model, optimisers, options=_GATHERED)
