@@ -238,7 +238,7 @@ def test_a_lack_of_memory_is_told(workspace: Path, tmp_path: Path) -> None:
     program = (
         "import torch, calm_core.cli, calm_core.transformer.model, tests.reliability.support.faults as faults\n"
         "def hidden_states(*arguments):\n"
-        "    faults.limit_memory(1 << 20)\n"
+        "    faults.limit_memory(1 << 26)\n"
         "    return torch.zeros(1 << 28)\n"
         "calm_core.transformer.model.Transformer.hidden_states = hidden_states\n"
         "calm_core.cli.main()\n"

@@ -118,7 +118,7 @@ def out_of_memory_at_step(number: int) -> None:
     """A step asks for a gigabyte when the process may not have it."""
 
     def act() -> None:
-        limit_memory(1 << 20)
+        limit_memory(1 << 26)  # less would have libraries abort that need a little for the error itself
         torch.zeros(1 << 28)
 
     at_step(number, act)
