@@ -102,9 +102,16 @@ def run_stage_processes(folder: Path, stage: str, faults: Sequence[Sequence[Faul
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port below those that the kernel gives out by itself.
+
+    One of those could go to another test's process before this one listens, and bytes that are not its own make gloo
+    crash.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port from 20,000 to 30,000 is free")
 
 
 def run_stages(folder: Path, *stages: str) -> None:
