@@ -14,11 +14,11 @@ import torch
 from benchmarks.measure import Result, alternately, median_ratio, medians
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.costs.flops import calm_flops, decoder_parameters
 from calm_core.inference.decoding import Prompts, Sampling, Step, align_prompts, calm_steps, transformer_steps
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.storage.model_folder import load_model
 from calm_core.transformer.model import Transformer, TransformerConfig
 
 PROMPT, TOKENS, SHARPENED_TOKENS = 64, 192, 64
@@ -81,9 +81,7 @@ def models() -> tuple[Calm, Autoencoder, str]:
     """CALM and its autoencoder, trained where ``make repro`` has run, and which weights they have."""
     folder = Path("models/calm")
     if (folder / "model.safetensors").is_file():
-        coder = folder / "autoencoder"
-        calm, autoencoder = load_model(Calm, folder), load_model(Autoencoder, coder)
-        return calm, autoencoder, "of the default run"
+        return *load_calm(folder), "of the default run"
     generator = torch.Generator().manual_seed(0)
     autoencoder = Autoencoder(AutoencoderConfig(VOCABULARY, PATCH_SIZE, 96, 192, 64))
     calm = Calm(CalmConfig(VOCABULARY, PATCH_SIZE, 64, BACKBONE, EnergyHeadConfig(2)))

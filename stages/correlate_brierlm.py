@@ -12,6 +12,7 @@ from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model
 from calm_core.storage.provenance import require_intact
+from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
 from calm_core.transformer.model import Transformer
 from stages.runner.run import run_stage
@@ -27,22 +28,20 @@ def main(params: Params) -> None:
     """Score every checkpoint by both measures, at the places where ``evaluate_brierlm`` scores the final model."""
     set_threads(params.runtime.threads)
     settings, context = params.evaluation, params.transformer.context_tokens
-    batch, limit = settings.batch_sequences, settings.checkpoint_tokens
     require_intact(TOKENS)
     tokens = TokenStream(TOKENS, "validation")
+    blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.checkpoint_tokens, params.seed)
     rows: list[dict[str, Any]] = []
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
         model = load_model(Transformer, folder)
-        documents = evaluate_transformer(
-            model, tokens, context, params.autoencoder.patch_size, batch, limit, SAMPLES, params.seed
-        )
+        documents = evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES)
         score = bootstrap_brierlm(documents, settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
         rows.append(
             {
                 "step": int(folder.name.removeprefix("step-")),
-                "cross_entropy_nats": cross_entropy(model, tokens, context, batch, limit),
+                "cross_entropy_nats": cross_entropy(model, blocks),
                 "brierlm": score.brierlm,
-                "brierlm_ci95": list(score.ci95),
+                "brierlm_ci95": score.brierlm_ci95,
             }
         )
     found = correlation([row["brierlm"] for row in rows], [row["cross_entropy_nats"] for row in rows])

@@ -5,22 +5,23 @@ from typing import Any
 
 import polars as pl
 
-from calm_core.autoencoder.model import Autoencoder
-from calm_core.calm.model import Calm
+from calm_core.calm.folder import load_calm
 from calm_core.evaluation.brier import bootstrap_brierlm
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.params import Params
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import AUTOENCODER, load_model
+from calm_core.storage.model_folder import load_model
 from calm_core.storage.provenance import require_intact, require_tokenizer_of
+from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
 from calm_core.transformer.model import Transformer
 from stages.runner.run import run_stage
 
 STAGE = "evaluate_brierlm"
 TOKENS = Path("data/tokens")
+CALM, TRANSFORMER = Path("models/calm"), Path("models/transformer")
 
 
 def main(params: Params) -> None:
@@ -28,25 +29,23 @@ def main(params: Params) -> None:
     set_threads(params.runtime.threads)
     settings = params.evaluation
     require_intact(TOKENS)
-    for model in ("calm", "transformer"):
-        require_tokenizer_of(Path("models") / model, TOKENS)
+    for folder in (CALM, TRANSFORMER):
+        require_tokenizer_of(folder, TOKENS)
     tokens = TokenStream(TOKENS, "validation")
-    autoencoder = load_model(Autoencoder, Path("models/calm") / AUTOENCODER)
-    calm = load_model(Calm, Path("models/calm"))
-    transformer = load_model(Transformer, Path("models/transformer"))
+    calm, autoencoder = load_calm(CALM)
+    transformer = load_model(Transformer, TRANSFORMER)
     batch, limit = settings.batch_sequences, settings.tokens
-    context, patch_size = params.transformer.context_tokens, calm.config.patch_size
-    calm_documents = evaluate_calm(
-        calm, autoencoder, tokens, params.calm.context_tokens, batch, limit, settings.samples, params.seed
-    )
+    calm_blocks = EvaluationBlocks(tokens, params.calm.context_tokens, batch, limit, params.seed)
+    transformer_blocks = EvaluationBlocks(tokens, params.transformer.context_tokens, batch, limit, params.seed)
+    calm_documents = evaluate_calm(calm, autoencoder, calm_blocks, settings.samples)
     transformer_documents = evaluate_transformer(
-        transformer, tokens, context, patch_size, batch, limit, settings.samples, params.seed
+        transformer, transformer_blocks, calm.config.patch_size, settings.samples
     )
     results = {
-        "calm": _summary(calm_documents, params),
+        "calm": _result(calm_documents, params),
         "transformer": {
-            **_summary(transformer_documents, params),
-            "cross_entropy_nats": cross_entropy(transformer, tokens, context, batch, limit),
+            **_result(transformer_documents, params),
+            "cross_entropy_nats": cross_entropy(transformer, transformer_blocks),
         },
     }
     write_json(Path("results/brierlm.json"), results)
@@ -55,17 +54,9 @@ def main(params: Params) -> None:
         print(f"{name}: BrierLM {result['brierlm']:.2f} [{low:.2f}, {high:.2f}] over {result['positions']:,} positions")
 
 
-def _summary(documents: pl.DataFrame, params: Params) -> dict[str, Any]:
-    score = bootstrap_brierlm(
-        documents, params.evaluation.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap")
-    )
-    return {
-        "brierlm": score.brierlm,
-        "brierlm_ci95": list(score.ci95),
-        "brier": score.brier,
-        "positions": score.positions,
-        "documents": len(documents),
-    }
+def _result(documents: pl.DataFrame, params: Params) -> dict[str, Any]:
+    draws = generator(params.seed, STAGE, "bootstrap")
+    return bootstrap_brierlm(documents, params.evaluation.bootstrap_resamples, draws)._asdict()
 
 
 if __name__ == "__main__":

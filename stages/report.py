@@ -18,14 +18,15 @@ from calm_core.tokens.shards import TokenStream
 from stages.runner.run import run_stage
 
 RESULTS, TOKENS = Path("results"), Path("data/tokens")
+CALM, TRANSFORMER = Path("models/calm"), Path("models/transformer")
 
 
 def main(params: Params) -> None:
     """Gather, sample, render."""
     set_threads(params.runtime.threads)
     require_intact(TOKENS)
-    for model in ("calm", "transformer"):
-        require_tokenizer_of(Path("models") / model, TOKENS)
+    for folder in (CALM, TRANSFORMER):
+        require_tokenizer_of(folder, TOKENS)
     page = render_report(
         params=params,
         params_text=Path("params.yaml").read_text(encoding="utf-8"),
@@ -45,7 +46,7 @@ def main(params: Params) -> None:
 def _samples(params: Params) -> list[dict[str, str]]:
     """Prompts from evenly spaced places of the validation split, continued by both models."""
     settings = params.report
-    models = [load_language_model(Path("models") / name) for name in ("calm", "transformer")]
+    models = [load_language_model(folder) for folder in (CALM, TRANSFORMER)]
     tokens = TokenStream(TOKENS, "validation")
     prompt_length, length = settings.prompt_tokens, settings.sample_tokens
     last = max(0, len(tokens) - prompt_length - length)

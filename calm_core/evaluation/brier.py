@@ -60,12 +60,15 @@ def brierlm(brier: Tensor) -> Tensor:
 
 
 class BrierLM(NamedTuple):
-    """BrierLM with its bootstrap interval (2.5 % and 97.5 % quantiles) and what it is made of."""
+    """BrierLM and what it is made of; every file of results that has it names and orders these fields so."""
 
     brierlm: float
-    ci95: tuple[float, float]
+    brierlm_ci95: list[float]
+    """Quantiles of 2.5 % and 97.5 % of its bootstrap."""
     brier: list[float]
+    """Brier-1 to Brier-4, averaged over positions."""
     positions: int
+    documents: int
 
 
 def per_document(document: Tensor, scores: Tensor) -> pl.DataFrame:
@@ -92,8 +95,8 @@ def bootstrap_brierlm(documents: pl.DataFrame, resamples: int, generator: torch.
     for _ in range(resamples):
         drawn = torch.randint(count, (count,), generator=generator)
         resampled.append(brierlm(sums[drawn].sum(dim=0) / positions[drawn].sum()))
-    low, high = torch.stack(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return BrierLM(brierlm(mean).item(), (low, high), mean.tolist(), int(positions.sum()))
+    interval = torch.stack(resampled).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return BrierLM(brierlm(mean).item(), interval, mean.tolist(), int(positions.sum()), count)
 
 
 def _same_prefix(first: Tensor, second: Tensor) -> Tensor:

@@ -16,92 +16,62 @@ from calm_core.evaluation.brier import brier_from_samples, per_document
 from calm_core.evaluation.continuations import calm_continuations, transformer_brier
 from calm_core.runtime.progress import progress
 from calm_core.runtime.randomness import generator
-from calm_core.tokens.blocks import MAX_TOKENS, require_block
-from calm_core.tokens.shards import TokenStream
+from calm_core.tokens.blocks import MAX_TOKENS, EvaluationBlocks
 from calm_core.transformer.model import Transformer, next_token_loss
 
 STAGE = "evaluate_brierlm"
 
 
-def evaluate_calm(
-    model: Calm,
-    autoencoder: Autoencoder,
-    tokens: TokenStream,
-    context: int,
-    batch: int,
-    limit: int,
-    samples: int,
-    seed: int,
-) -> pl.DataFrame:
-    """Sums of Brier scores by document, as ``brier.per_document`` gives them, of a CALM on ``tokens``.
+def evaluate_calm(model: Calm, autoencoder: Autoencoder, blocks: EvaluationBlocks, samples: int) -> pl.DataFrame:
+    """Sums of Brier scores by document, as ``brier.per_document`` gives them, of a CALM on ``blocks``.
 
-    ``context`` tokens make a block, ``batch`` blocks go together, ``limit`` tokens are the most to look at,
-    ``samples`` are drawn a position.
+    ``samples`` continuations are drawn a position, 2 or more.
     """
-    patch_size = model.config.patch_size
+    context, patch_size = blocks.context, model.config.patch_size
 
     def score(token_ids: Tensor, draws: torch.Generator) -> Tensor:
         patches = token_ids[:, :context].unflatten(-1, (-1, patch_size))
         continuations = calm_continuations(model, autoencoder, patches, MAX_TOKENS, samples, draws)
         return brier_from_samples(continuations, _targets(token_ids, context, patch_size))
 
-    return _evaluate("CALM", score, tokens, context, patch_size, batch, limit, seed)
+    return _evaluate("CALM", score, blocks, patch_size)
 
 
-def evaluate_transformer(
-    model: Transformer,
-    tokens: TokenStream,
-    context: int,
-    patch_size: int,
-    batch: int,
-    limit: int,
-    samples: int,
-    seed: int,
-) -> pl.DataFrame:
-    """The same for a Transformer, at the places where a CALM of ``patch_size`` would be asked."""
-    leaves = torch.arange(patch_size - 1, context, patch_size)
+def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_size: int, samples: int) -> pl.DataFrame:
+    """The same for a Transformer, at the places where a CALM of ``patch_size`` would be asked.
+
+    ``samples`` prefixes are drawn a position, 1 or more.
+    """
+    leaves = torch.arange(patch_size - 1, blocks.context, patch_size)
 
     def score(token_ids: Tensor, draws: torch.Generator) -> Tensor:
         return transformer_brier(model, token_ids, leaves, samples, draws)
 
-    return _evaluate("Transformer", score, tokens, context, patch_size, batch, limit, seed)
+    return _evaluate("Transformer", score, blocks, patch_size)
 
 
 @torch.no_grad()
-def cross_entropy(model: Transformer, tokens: TokenStream, context: int, batch: int, limit: int) -> float:
+def cross_entropy(model: Transformer, blocks: EvaluationBlocks) -> float:
     """Mean cross entropy, nats a token, of a Transformer over the blocks that the Brier scores are taken on."""
-    starts = _block_starts(tokens, context, limit)
-    losses = [next_token_loss(model, tokens.windows(some, context + 1)) * len(some) for some in starts.split(batch)]
-    return float(torch.stack(losses).sum() / len(starts))
+    losses = [next_token_loss(model, token_ids) * len(token_ids) for _, token_ids in blocks.batches(following=1)]
+    return float(torch.stack(losses).sum() / len(blocks.starts))
 
 
 @torch.no_grad()
 def _evaluate(
-    name: str,
-    score: Callable[[Tensor, torch.Generator], Tensor],
-    tokens: TokenStream,
-    context: int,
-    patch_size: int,
-    batch: int,
-    limit: int,
-    seed: int,
+    name: str, score: Callable[[Tensor, torch.Generator], Tensor], blocks: EvaluationBlocks, patch_size: int
 ) -> pl.DataFrame:
     """Run ``score`` ([blocks, context + 4] token ids -> [blocks, positions, 4]) over all blocks."""
-    starts = _block_starts(tokens, context, limit)
-    leaves = torch.arange(patch_size, context + 1, patch_size)
+    leaves = torch.arange(patch_size, blocks.context + 1, patch_size)
     documents, scores = [], []
-    with progress(f"BrierLM of {name}", len(starts) * context, "tokens") as advance:
-        for number, some in enumerate(starts.split(batch)):
-            draws = generator(seed, STAGE, name, number)
-            scores.append(score(tokens.windows(some, context + MAX_TOKENS), draws).flatten(0, 1))
-            targets = (some[:, None] + leaves).flatten()
-            documents.append(torch.searchsorted(tokens.document_ends, targets, right=True))
-            advance(len(some) * context)
+    with progress(f"BrierLM of {name}", len(blocks.starts) * blocks.context, "tokens") as advance:
+        for number, (starts, token_ids) in enumerate(blocks.batches(following=MAX_TOKENS)):
+            draws = generator(blocks.seed, STAGE, name, number)
+            scores.append(score(token_ids, draws).flatten(0, 1))
+            targets = (starts[:, None] + leaves).flatten()
+            documents.append(torch.searchsorted(blocks.tokens.document_ends, targets, right=True))
+            advance(len(starts) * blocks.context)
     return per_document(torch.cat(documents), torch.cat(scores))
-
-
-def _block_starts(tokens: TokenStream, context: int, limit: int) -> Tensor:
-    return torch.arange(require_block(min(len(tokens), limit), context)) * context
 
 
 def _targets(token_ids: Tensor, context: int, patch_size: int) -> Tensor:

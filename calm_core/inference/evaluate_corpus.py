@@ -23,6 +23,7 @@ from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
 from calm_core.tokens.batch_encoding import encode_documents
+from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream, TokenWriter
 
 BATCH_TOKENS = 1024
@@ -130,29 +131,21 @@ def _score(
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     context = settings.context_tokens or language_model.context_tokens
     model, limit = language_model.model, settings.tokens or len(tokens)
-    batch = max(1, BATCH_TOKENS // context)
+    blocks = EvaluationBlocks(tokens, context, max(1, BATCH_TOKENS // context), limit, settings.seed)
     results: dict[str, Any] = {}
     if isinstance(model, Calm):
         if context % model.config.patch_size:
             raise CalmError(f"a context of {context} tokens is no multiple of the model's K, {model.config.patch_size}")
         assert language_model.autoencoder is not None
-        table = evaluate_calm(
-            model, language_model.autoencoder, tokens, context, batch, limit, settings.samples, settings.seed
-        )
+        table = evaluate_calm(model, language_model.autoencoder, blocks, settings.samples)
     else:
         if settings.every > context:
             raise CalmError(f"a block of {context} tokens has no place to ask after every {settings.every} tokens")
-        table = evaluate_transformer(
-            model, tokens, context, settings.every, batch, limit, settings.samples, settings.seed
-        )
-        results["cross_entropy_nats"] = cross_entropy(model, tokens, context, batch, limit)
+        table = evaluate_transformer(model, blocks, settings.every, settings.samples)
+        results["cross_entropy_nats"] = cross_entropy(model, blocks)
     score = bootstrap_brierlm(table, BOOTSTRAP_RESAMPLES, generator(settings.seed, "evaluate", "bootstrap"))
     return table, {
-        "brierlm": score.brierlm,
-        "brierlm_ci95": list(score.ci95),
-        "brier": score.brier,
-        "positions": score.positions,
-        "documents": len(table),
+        **score._asdict(),
         **results,
         "context_tokens": context,
         "samples": settings.samples,

@@ -10,11 +10,12 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm
 from calm_core.errors import CalmError
 from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.runtime.randomness import generator
-from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
+from calm_core.storage.model_folder import load_model, read_config
 from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
 from calm_core.transformer.model import Transformer
 
@@ -134,11 +135,7 @@ def load_language_model(folder: str | Path) -> LanguageModel:
     model: Calm | Transformer
     autoencoder: Autoencoder | None = None
     if kind == "calm":
-        model = load_model(Calm, folder)
-        autoencoder = load_model(Autoencoder, folder / AUTOENCODER)
-        for size in ("vocabulary_size", "patch_size", "latent_size"):
-            if (own := getattr(model.config, size)) != (other := getattr(autoencoder.config, size)):
-                raise CalmError(f"{folder} is damaged: {size} is {own}, but {other} of the autoencoder in it")
+        model, autoencoder = load_calm(folder)
     elif kind == "transformer":
         model = load_model(Transformer, folder)
     else:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from calm_core.autoencoder.model import Autoencoder
-from calm_core.calm.model import Calm
+from calm_core.calm.folder import load_calm
 from calm_core.errors import CalmError
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
@@ -22,7 +22,7 @@ from calm_core.reference.names import (
 from calm_core.reference.untrusted_weights import Weights, read_mapping
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config, require_new_folder
+from calm_core.storage.model_folder import load_model, read_config, require_new_folder
 
 
 def export_checkpoint(source: Path, destination: Path) -> None:
@@ -40,10 +40,9 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         weights, shape = _named(autoencoder), autoencoder_keys(autoencoder.config)
         shape["architectures"] = ["Autoencoder"]
     elif kind == "calm":
-        model = load_model(Calm, source)
+        model, autoencoder = load_calm(source)
         if model.config.input != "tokens":
             raise CalmError(f"{source} takes latents as input, which the reference implementation's models do not")
-        autoencoder = load_model(Autoencoder, source / AUTOENCODER)
         weights = _named(model) | {AUTOENCODER_PREFIX + name: w for name, w in _named(autoencoder).items()}
         shape = calm_keys(model.config)
     else:

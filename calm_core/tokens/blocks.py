@@ -1,6 +1,13 @@
 """How a held-out split is cut for BrierLM: blocks of the models' context, each with the four tokens that follow."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from calm_core.errors import CalmError
+from calm_core.tokens.shards import TokenStream
 
 MAX_TOKENS = 4
 """Tokens that BrierLM asks for after a position: Brier-4 is the longest."""
@@ -15,3 +22,31 @@ def require_block(tokens: int, context: int) -> int:
             "use more text, a larger corpus.validation_percent or a shorter context"
         )
     return blocks
+
+
+@dataclass(frozen=True)
+class EvaluationBlocks:
+    """What a model is evaluated on: whole blocks from the start of a split, some of them at a time."""
+
+    tokens: TokenStream
+    context: int
+    """Tokens of a block."""
+    batch: int
+    """Blocks that go through a model together; the last batch may have fewer."""
+    limit: int
+    """Tokens of the split to look at, at most."""
+    seed: int
+    """Seed of all that is sampled on these blocks."""
+
+    @property
+    def starts(self) -> Tensor:
+        """Position in the split of each block's first token, [blocks] int64; raises CalmError if there is no block."""
+        return torch.arange(require_block(min(len(self.tokens), self.limit), self.context)) * self.context
+
+    def batches(self, following: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Starts [batch] of the blocks of each batch, and their token ids [batch, context + following] int64.
+
+        ``following`` tokens, 4 or fewer, are read after each block: the targets of its last positions.
+        """
+        for starts in self.starts.split(self.batch):
+            yield starts, self.tokens.windows(starts, self.context + following)

@@ -174,6 +174,28 @@ def test_bootstrap_resamples_documents() -> None:
     assert result.positions == 20_000
     assert result.brierlm == pytest.approx(100 * values.mean().item(), rel=1e-5)
     half_width = 1.96 * 100 * values.std().item() / math.sqrt(400)
-    low, high = result.ci95
+    low, high = result.brierlm_ci95
     assert (high - low) / 2 == pytest.approx(half_width, rel=0.1)
     assert low < result.brierlm < high
+
+
+def test_the_bootstrap_against_all_its_draws() -> None:
+    # Four documents, so 256 draws of four: the interval's ends are quantiles of them, up to those of 2000 draws.
+    positions = torch.tensor([5, 40, 2, 13])
+    means = torch.tensor([[0.5, 0.3, 0.2, 0.1], [0.3, 0.2, 0.1, 0.05], [0.9, 0.8, 0.7, 0.6], [0.2, 0.1, 0.1, 0.02]])
+    document = torch.tensor([3, 7, 8, 20]).repeat_interleave(positions)
+    frame = per_document(document, means.repeat_interleave(positions, dim=0))
+    result = bootstrap_brierlm(frame, 2000, torch.Generator().manual_seed(2))
+
+    def pooled(drawn: tuple[int, ...]) -> float:
+        total = sum(int(positions[one]) for one in drawn)
+        brier = [sum(float(means[one, n]) * int(positions[one]) for one in drawn) / total for n in range(4)]
+        return 100 * math.prod(brier) ** 0.25
+
+    draws = sorted(pooled(drawn) for drawn in itertools.product(range(4), repeat=4))
+    assert (result.positions, result.documents) == (60, 4)
+    assert result.brierlm == pytest.approx(pooled((0, 1, 2, 3)), rel=1e-6)
+    for end, share in zip(result.brierlm_ci95, (0.025, 0.975), strict=True):
+        error = 3 * math.sqrt(0.025 * 0.975 / 2000)
+        lowest, highest = (draws[round((share + sign * error) * 255)] for sign in (-1, 1))
+        assert lowest * (1 - 1e-6) <= end <= highest * (1 + 1e-6)
