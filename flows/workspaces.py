@@ -5,17 +5,17 @@ DVC cache, so that params.yaml of the tree is never touched, not even by a run t
 experiment of the tree, which `dvc exp show` lists and `dvc exp apply` brings back.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 POLL_SECONDS = 1.0
 IDENTITY = {"user.name": "calm flows", "user.email": "flows@localhost"}
@@ -37,21 +37,17 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
     """
     place = folder / ".dvc/tmp/flows.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("w") as lock:
-        told = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not wait:
-                    raise WorkspaceBusyError(
-                        f"another flow run works in {folder}; wait for it, cancel it, or run with wait_for_others: true"
-                    ) from None
-                if not told:
-                    say(f"waiting for another flow run in {folder}")
-                    told = True
-                time.sleep(POLL_SECONDS)
+    lock = FileLock(place)
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        if not wait:
+            raise WorkspaceBusyError(
+                f"another flow run works in {folder}; wait for it, cancel it, or run with wait_for_others: true"
+            ) from None
+        say(f"waiting for another flow run in {folder}")
+        held = lock.acquire(poll_interval=POLL_SECONDS)
+    with held:
         yield
 
 

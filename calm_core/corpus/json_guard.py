@@ -5,12 +5,9 @@ either kills the process without a word. So files are looked through before, at 
 """
 
 import json
-import zlib
-from lzma import LZMAError
 from pathlib import Path
 
-import fsspec
-
+from calm_core.corpus.compression import open_decompressed
 from calm_core.errors import CalmError, one_line
 
 MOST_LEVELS = 500
@@ -22,27 +19,22 @@ _OPEN, _CLOSE = b"[{", b"]}"
 def require_objects(path: Path) -> None:
     """Raise CalmError unless JSON in ``path``, compressed or not, is objects of at most ``MOST_LEVELS`` levels.
 
-    A file may also be one list of objects or of strings, which is read whole, here as by `datasets`. What cannot be
-    decompressed passes: whatever reads it next says why.
+    A file may also be one list of objects or of strings, which is read whole, here as by `datasets`. Where it cannot be
+    decompressed, that error comes.
     """
     depth = 0
-    try:
-        with fsspec.open(str(path), "rb", compression="infer") as file:
-            for number, line in enumerate(file, 1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if number == 1 and content.startswith(b"["):
-                    return _require_list(content + file.read(), path)
-                if depth == 0 and content.strip() and not content.lstrip().startswith(b"{"):
-                    raise CalmError(f"{path} cannot be read as json: line {number} is no object")
-                outside = _outside_strings(content)
-                opened = sum(outside.count(byte) for byte in _OPEN)
-                if depth + opened > MOST_LEVELS and depth + _levels(outside) > MOST_LEVELS:
-                    raise CalmError(
-                        f"{path} cannot be read as json: line {number} nests more than {MOST_LEVELS} levels"
-                    )
-                depth = max(0, depth + opened - sum(outside.count(byte) for byte in _CLOSE))
-    except (OSError, EOFError, ValueError, ImportError, LZMAError, zlib.error):
-        return
+    with open_decompressed(path) as file:
+        for number, line in enumerate(file, 1):
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if number == 1 and content.startswith(b"["):
+                return _require_list(content + file.read(), path)
+            if depth == 0 and content.strip() and not content.lstrip().startswith(b"{"):
+                raise CalmError(f"{path} cannot be read as json: line {number} is no object")
+            outside = _outside_strings(content)
+            opened = sum(outside.count(byte) for byte in _OPEN)
+            if depth + opened > MOST_LEVELS and depth + _levels(outside) > MOST_LEVELS:
+                raise CalmError(f"{path} cannot be read as json: line {number} nests more than {MOST_LEVELS} levels")
+            depth = max(0, depth + opened - sum(outside.count(byte) for byte in _CLOSE))
 
 
 def _require_list(content: bytes, path: Path) -> None:

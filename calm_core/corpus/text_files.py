@@ -3,21 +3,17 @@
 Files of one format that follow each other are one dataset, so that a stream can be opened again at a mark inside it.
 """
 
-import bz2
 import codecs
 import glob
-import gzip
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
 
+from calm_core.corpus.compression import COMPRESSED, can_decompress, open_decompressed
 from calm_core.corpus.json_guard import require_objects
 from calm_core.errors import CalmError, one_line
 from calm_core.params import CorpusParams
@@ -37,7 +33,6 @@ _FORMATS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".parquet": "parquet",
 }  # fmt: skip
-_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 
 TableIsRead = Callable[[int, Callable[[], dict[str, Any]]], None]
 """Called with the number of the group of files and a way to ask for the state of its dataset."""
@@ -129,9 +124,11 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _format(path: Path) -> str:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (*_OPENERS, ".zst")]
-    if path.suffix == ".zst" and find_spec("zstandard") is None:
-        raise CalmError(f"{path} needs the package zstandard: `pip install zstandard`, or compress it otherwise")
+    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
+    if path.suffix in COMPRESSED and not can_decompress(path.suffix):
+        raise CalmError(
+            f"{path} needs the package backports.zstd: `pip install backports.zstd`, or compress it otherwise"
+        )
     kind = _FORMATS.get(suffixes[-1] if suffixes else "")
     if kind is None:
         raise CalmError(f"{path} is of an unknown format; known endings: {', '.join(_FORMATS)}, also compressed")
@@ -140,12 +137,12 @@ def _format(path: Path) -> str:
 
 def _require_readable_text(path: Path) -> None:
     """Raise CalmError at the first byte of ``path`` that is not UTF-8 text."""
-    if ".parquet" in path.suffixes or path.suffix == ".zst":
+    if ".parquet" in path.suffixes:
         return
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     pending = 0  # bytes of an unfinished character that the decoder holds
     try:
-        with _OPENERS.get(path.suffix, lambda p: p.open("rb"))(path) as file:
+        with open_decompressed(path) as file:
             while chunk := file.read(1 << 20):
                 decoder.decode(chunk)
                 position += len(chunk)
@@ -154,5 +151,7 @@ def _require_readable_text(path: Path) -> None:
     except UnicodeDecodeError as error:
         at = position - pending + error.start
         raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # each decompressor has kinds of its own
         raise CalmError(f"{path} cannot be read: {one_line(error)}") from None

@@ -119,15 +119,13 @@ class Attention(nn.Module):
         keys = rotate(split(self.key(hidden_states)), *angles).to(values.dtype)
         if cache is not None:
             keys, values = cache.append(layer, keys, values)
-        group = self.heads // self.key_value_heads
-        if group > 1:
-            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         attended = F.scaled_dot_product_attention(
             queries.to(values.dtype),
             keys,
             values,
             attn_mask=mask,
             is_causal=mask is None and queries.shape[2] > 1,
+            enable_gqa=self.heads != self.key_value_heads,
         )
         return self.output(attended.transpose(1, 2).flatten(-2))
 

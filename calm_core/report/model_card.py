@@ -1,12 +1,13 @@
 """The model card beside the weights: what a model is, what it was trained on, how well it does, how to load it.
 
-Markdown under a YAML header, as the Hugging Face hub reads it.
+Markdown under a YAML header, both as the Hugging Face hub reads them: its own library writes the header, in which the
+results stand as a model index.
 """
 
 import html
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TITLES = {
     "autoencoder": "Autoencoder of CALM",
@@ -19,6 +20,20 @@ _ABOUT = {
     "calm": "It predicts one latent vector for every K tokens; its autoencoder, in `autoencoder/`, decodes them.",
     "transformer": "It predicts one token a step by a softmax, on the same backbone code as CALM.",
 }
+
+_TASKS = {
+    "autoencoder": ("feature-extraction", "Reconstruction of text from latent vectors"),
+    "calm": ("text-generation", "Language modelling"),
+    "transformer": ("text-generation", "Language modelling"),
+}
+
+_METRICS = {
+    "brierlm": ("brierlm", "BrierLM"),
+    "cross_entropy_nats": ("cross_entropy", "Cross entropy, nats a token"),
+    "token_accuracy": ("accuracy", "Token accuracy"),
+    "token_accuracy_noisy": ("accuracy", "Token accuracy under latent noise"),
+}
+"""Of results that go into the model index: the metric's identifier and name there."""
 
 _LOADING = {
     "autoencoder": """from pathlib import Path
@@ -44,10 +59,16 @@ def render_model_card(
     with, ``results`` a mapping of measured figures; lists are printed as intervals.
     """
     train, held_out = corpus["splits"]["train"], corpus["splits"]["validation"]
-    header = {"library_name": "calm_core", "tags": sorted({"calm", "arxiv:2510.27688", kind})}
+    header = ModelCardData(
+        license="mit",
+        library_name="calm_core",
+        tags=sorted({"calm", "arxiv:2510.27688", kind}),
+        model_name=TITLES[kind],
+        eval_results=_evaluations(kind, corpus["source"], results),
+    )
     lines = [
         "---",
-        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        header.to_yaml(),
         "---",
         f"# {TITLES[kind]}",
         "",
@@ -75,7 +96,31 @@ def render_model_card(
         "",
         "A model of this size writes text that is neither true nor safe to act on; it is here to be measured.",
     ]
-    return "\n".join(lines) + "\n"
+    return str(ModelCard("\n".join(lines) + "\n"))
+
+
+def _evaluations(kind: str, source: str, results: dict[str, Any]) -> list[EvalResult]:
+    task, task_name = _TASKS[kind]
+    return [
+        EvalResult(
+            task_type=task,
+            task_name=task_name,
+            dataset_type=_text(_dataset_identifier(source)),
+            dataset_name=_text(source),
+            dataset_split="validation",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=results[key],
+        )
+        for key, (metric, name) in _METRICS.items()
+        if key in results
+    ]
+
+
+def _dataset_identifier(source: str) -> str:
+    """Of a source as ``calm_core.corpus.documents.describe`` names it: the dataset's name on the hub, or the kind."""
+    kind, _, name = source.partition(" ")
+    return name.split()[0] if kind == "dataset:" and name.split() else kind.removesuffix(":")
 
 
 def _table(values: dict[str, Any]) -> list[str]:

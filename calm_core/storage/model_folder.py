@@ -5,6 +5,7 @@ float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoenc
 model card, README.md, comes later in the pipeline (``model_card``).
 """
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -77,7 +78,8 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
                 raise ValueError(f"{name} holds {weight.dtype}")
         # The constructor of a model says which dataclass its shape is, and the types of that what a size may be.
         config_class = get_type_hints(model_class.__init__)["config"]
-        config: Any = pydantic.TypeAdapter(config_class).validate_python(values)
+        # As JSON, since strict validation takes a mapping for a dataclass there alone, and no "8" or true for a size.
+        config: Any = pydantic.TypeAdapter(config_class).validate_json(json.dumps(values), strict=True)
         with torch.device("meta"):
             model = model_class(config)
         # Copies, since the file may be mapped where processors read slowly, and may change under a mapping.

@@ -96,7 +96,7 @@ def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.o
         optimisers.append(Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay))
     else:
         groups.append({"params": matrices})
-    # A CALM that is fed latents has no embeddings, and torch gathers no state of several optimisers with an empty group.
+    # A CALM that is fed latents has no embeddings; torch gathers the state of several optimisers without empty groups.
     groups = [group for group in groups if group["params"]]
     decay = training.weight_decay
     optimisers.append(

@@ -1,7 +1,6 @@
 """What every stage does around its work: validate params, be alone, time it, stop in time, tell mistakes in a line."""
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+
+from filelock import FileLock, Timeout
 
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Params, load_params
@@ -43,6 +44,7 @@ Measured = dict[str, float]
 """Figures of speed that a stage returns, by name, units in the names."""
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
@@ -137,17 +139,26 @@ def _end_within_seconds(name: str) -> None:
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """Hold the stage's lock; raises CalmError if another process does, such as one that outlived a killed DVC."""
+    """Hold the stage's lock, which goes with the process, however it ends.
+
+    Raises CalmError if another process holds it, such as one that outlived a killed DVC, or if none can.
+    """
     CHECKPOINTS.mkdir(exist_ok=True)
-    with (CHECKPOINTS / f"{name}.lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise CalmError(f"process {file.read()} runs this stage here already; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    # The content of the lock file is the library's, which writes to it where the file system knows no flock.
+    lock, holder = FileLock(CHECKPOINTS / f"{name}.lock"), CHECKPOINTS / f"{name}.pid"
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        process = holder.read_text(encoding="utf-8") if holder.exists() else "that has just started"
+        raise CalmError(f"process {process} runs this stage here already; wait for it or stop it") from None
+    except OSError as error:
+        if error.errno not in _UNLOCKABLE:
+            raise
+        raise CalmError(
+            f"cannot lock {lock.lock_file}: {os.strerror(error.errno)}; move the project to a file system with locks"
+        ) from None
+    with held:
+        write_text(holder, str(os.getpid()))
         yield
 
 

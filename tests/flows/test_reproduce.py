@@ -14,7 +14,8 @@ import pytest
 
 from flows.processes import Processes
 from flows.reproduce import dvc_stage, reproduce
-from tests.flows.conftest import ROOT, run, until
+from tests import ROOT
+from tests.flows.conftest import run, until
 
 SERVED = """
 import sys

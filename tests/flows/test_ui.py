@@ -8,7 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.flows.conftest import ROOT, until
+from tests import ROOT
+from tests.flows.conftest import until
 from tests.flows.test_reproduce import artifacts, flow_run_of, reproduced
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -219,8 +219,7 @@ def test_a_stage_runs_once_at_a_time(finished: Path, project: Path) -> None:
     """The stage of a DVC that was killed may still be at work."""
     with (project / ".checkpoints/train_calm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("4711")
-        lock.flush()
+        (project / ".checkpoints/train_calm.pid").write_text("4711")
         told = complaint(run_stage_process(project, "train_calm"), "train_calm")
     assert "process 4711 runs this stage here already; wait for it or stop it" in told
     assert_goes_on(project, finished, "train_calm")

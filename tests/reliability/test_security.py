@@ -1,6 +1,7 @@
 """What SECURITY.md promises: nothing that is read runs code or becomes part of a page, and servers are local."""
 
 import ast
+import html
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,9 +212,22 @@ def test_nothing_ends_a_block_of_code(text: str) -> None:
 
 def test_no_text_becomes_part_of_a_model_card() -> None:
     split = {"documents": 1, "tokens": 1}
-    for text in (*HOSTILE, "a | b\n| c | d |\n\n# heading"):
+    for text in (
+        *HOSTILE,
+        "a | b\n| c | d |\n\n# heading",
+        "x\n---\nlicense: other\n---\n",
+        "'\"\n: - {[&*!%@`",
+        "dataset: \n- a",
+    ):
         corpus = {"source": text, "licence": text, "splits": {"train": split, "validation": split}}
-        card = render_model_card("calm", {"kind": "calm", "x": text}, corpus, {"corpus": text}, {"score": text})
+        results = {"score": text, "brierlm": 1.0}
+        card = render_model_card("calm", {"kind": "calm", "x": text}, corpus, {"corpus": text}, results)
+        read = ModelCard(card)
+        assert read.text.startswith("# CALM")
+        assert read.data.license == "mit"
+        (result,) = read.data.eval_results
+        assert html.unescape(result.dataset_name) == " ".join(text.split())
+        assert result.metric_value == 1.0
         assert "\n# heading" not in card
         assert not re.search("<(script|img|svg|!--)", card)
         table = [line for line in card.splitlines() if line.startswith("|")]

@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scoringrules import es_ensemble
 
 from calm_core.autoencoder.model import Posterior
 from calm_core.calm.energy_head import EnergyDraws, energy_loss
@@ -21,6 +23,19 @@ def test_formula_written_out(alpha: float) -> None:
         diversity = 1 / 20 * sum((x[n] - x[k]).norm() ** alpha for n in range(5) for k in range(5) if n != k)
         assert score.fidelity[position].item() == pytest.approx(fidelity.item(), rel=1e-9)
         assert score.diversity[position].item() == pytest.approx(diversity.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_another_library_agrees(count: int) -> None:
+    # scoringrules' score is half of the paper's; its fair estimator leaves out pairs of a sample with itself, as here.
+    generator = torch.Generator().manual_seed(7)
+    samples = torch.randn(count, 6, 5, generator=generator, dtype=torch.float64)
+    targets = 1 + torch.randn(3, 6, 5, generator=generator, dtype=torch.float64)
+    theirs = [
+        es_ensemble(target.numpy(), samples.numpy(), m_axis=0, estimator="fair", backend="numpy") for target in targets
+    ]
+    expected = 2 * torch.tensor(np.mean(theirs, axis=0))
+    torch.testing.assert_close(energy_score(samples, targets).total, expected, rtol=1e-12, atol=0)
 
 
 def test_expectation_of_normals() -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import lzma
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import botocore
 import datasets
+import fsspec
 import polars as pl
 import pytest
 
 from calm_core.corpus.botocore_docs import botocore_documents, plain_text
+from calm_core.corpus.compression import COMPRESSED, can_decompress
 from calm_core.corpus.documents import documents, is_validation
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
@@ -38,12 +39,27 @@ def test_text_files_by_unit(tmp_path: Path, params: Params) -> None:
     assert [text.strip() for text in documents(files(params, path, text_unit="paragraph"))] == ["one\ntwo", "three"]
 
 
-def test_json_lines_plain_and_compressed(tmp_path: Path, params: Params) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json_lines(TEXTS)))
-    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(json_lines(TEXTS)))
-    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.xz"):
-        assert list(documents(files(params, tmp_path / name))) == TEXTS
+@pytest.mark.parametrize("ending", ["", *COMPRESSED])
+def test_json_lines_plain_and_compressed(ending: str, tmp_path: Path, params: Params) -> None:
+    if ending and not can_decompress(ending):
+        pytest.skip(f"no package for {ending} is installed")
+    path = tmp_path / f"a.jsonl{ending}"
+    with fsspec.open(str(path), "wb", compression="infer") as file:
+        file.write(json_lines(TEXTS))
+    assert (path.read_bytes() == json_lines(TEXTS)) == (not ending)
+    assert list(documents(files(params, path))) == TEXTS
+    with fsspec.open(str(path), "wb", compression="infer") as file:
+        file.write(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(CalmError, match=rf"a.jsonl{ending} is not UTF-8 text \(byte 13\)"):
+        list(documents(files(params, path)))
+
+
+def test_an_ending_whose_package_is_missing(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {ending: name for ending, name in fsspec.utils.compressions.items() if ending != "zst"}
+    monkeypatch.setattr(fsspec.utils, "compressions", known)
+    (tmp_path / "a.txt.zst").write_bytes(b"any")
+    with pytest.raises(CalmError, match="a.txt.zst needs the package backports.zstd"):
+        list(documents(files(params, tmp_path / "a.txt.zst")))
 
 
 def test_parquet(tmp_path: Path, params: Params) -> None:
@@ -98,7 +114,10 @@ def test_not_utf8(tmp_path: Path, params: Params, name: str) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "holds NoneType, not text"),
         ("a.jsonl", b"{not json\n", "cannot be read as json"),
         ("a.parquet", b"PAR1 but not really", "cannot be read as parquet"),
-        ("a.txt.gz", b"not gzip", "cannot be read"),
+        ("a.txt.gz", b"not gzip", "a.txt.gz cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(json_lines(TEXTS))[:-9], "a.jsonl.gz cannot be read: Compressed file ended"),
+        ("a.txt.xz", b"not xz", "a.txt.xz cannot be read: Input format not supported"),
+        ("a.jsonl.bz2", b"not bz2", "a.jsonl.bz2 cannot be read: Invalid data stream"),
     ],
 )
 def test_files_without_text(tmp_path: Path, params: Params, name: str, content: bytes, message: str) -> None:

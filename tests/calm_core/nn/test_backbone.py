@@ -51,6 +51,26 @@ def test_llama_of_transformers(key_value_heads: int) -> None:
     torch.testing.assert_close(ours(embeddings), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("key_value_heads", [1, 2])
+def test_a_shared_head_learns_what_its_copies_would_together(key_value_heads: int) -> None:
+    shared, copies = backbone(key_value_heads), backbone(4)
+    shapes = (key_value_heads, 8, 32), (key_value_heads, 4 // key_value_heads, 8, 32)
+    weights = shared.state_dict()
+    for name, weight in weights.items():
+        if "attention.key" in name or "attention.value" in name:
+            weight = weight.view(shapes[0]).repeat_interleave(4 // key_value_heads, dim=0).flatten(0, 1)
+        copies.get_parameter(name).copy_(weight)
+    embeddings = torch.randn(2, 11, 32, generator=torch.Generator().manual_seed(1))
+    for model in (shared, copies):
+        model.requires_grad_(True)(embeddings).pow(3).sum().backward()
+    for name, parameter in shared.named_parameters():
+        expected = copies.get_parameter(name).grad
+        assert expected is not None
+        if expected.shape != parameter.shape:
+            expected = expected.view(shapes[1]).sum(dim=1).flatten(0, 1)
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_cache_in_pieces_of_any_length() -> None:
     model = backbone()
     embeddings = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1))

@@ -1,7 +1,9 @@
+import socket
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from calm_core.report.model_card import TITLES, render_model_card
 
@@ -61,3 +63,49 @@ def test_code_that_loads_the_model_names_what_exists(kind: str) -> None:
     compile(code, "card", "exec")
     exec("\n".join(line for line in code.splitlines() if line.startswith("from ")), {})
     assert f'"models/{kind}"' in code
+
+
+def test_the_hub_finds_license_data_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a card needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    results = {
+        "autoencoder": {"token_accuracy": 0.999, "token_accuracy_noisy": 0.99, "parameters": 7},
+        "calm": RESULTS,
+        "transformer": {**RESULTS, "cross_entropy_nats": 2.5},
+    }
+    found = {}
+    for kind, figures in results.items():
+        text = render_model_card(kind, CONFIG, CORPUS, {}, figures)
+        read = ModelCard(text)
+        assert str(read) == text
+        assert ModelCardData(**yaml.safe_load(read.data.to_yaml())) == read.data
+        assert read.data.license == "mit"
+        assert read.data.model_name == TITLES[kind]
+        for result in read.data.eval_results:
+            data = (result.dataset_name, result.dataset_type, result.dataset_split)
+            assert data == ("botocore 1.40", "botocore", "validation")
+        found[kind] = [(result.metric_type, result.metric_value) for result in read.data.eval_results]
+    assert found == {
+        "autoencoder": [("accuracy", 0.999), ("accuracy", 0.99)],
+        "calm": [("brierlm", 1.2345678)],
+        "transformer": [("brierlm", 1.2345678), ("cross_entropy", 2.5)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "identifier"),
+    [
+        ("dataset: roneneldan/TinyStories train", "roneneldan/TinyStories"),
+        ("files: texts/*.jsonl, more.txt", "files"),
+        ("botocore 1.43 API documentation", "botocore"),
+        ("null", "null"),
+        ("1.0", "1.0"),
+    ],
+)
+def test_the_hub_finds_the_data_by_its_identifier(source: str, identifier: str) -> None:
+    text = render_model_card("calm", CONFIG, {**CORPUS, "source": source}, {}, RESULTS)
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.dataset_type, result.dataset_name) == (identifier, source)

@@ -1,0 +1,84 @@
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calm_core.errors import CalmError
+from stages.runner.run import _alone
+from tests import ROOT
+
+HOLDER = """
+import errno, fcntl, os, sys
+from stages.runner.run import _alone
+
+def missing(*arguments):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+if sys.argv[1:] == ["without flock"]:
+    fcntl.flock = missing
+with _alone("train_calm"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def hold(*arguments: str) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-c", HOLDER, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("file_system", ["with flock", "without flock"])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_the_lock_names_its_holder_and_goes_with_it(
+    file_system: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if file_system == "without flock":
+        fail_with(monkeypatch, errno.ENOSYS)
+    for holder in hold(file_system):
+        with pytest.raises(CalmError, match=f"^process {holder.pid} runs this stage here already; wait for it or stop"):
+            _alone("train_calm").__enter__()
+        with _alone("train_transformer"):  # each stage has a lock of its own
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        for _ in range(2):
+            with _alone("train_calm"):
+                assert (project / ".checkpoints/train_calm.pid").read_text() == str(os.getpid())
+
+
+def test_a_file_system_that_cannot_lock(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, errno.ENOLCK)
+    with pytest.raises(CalmError, match=r"^cannot lock .*train_calm.lock: No locks available; move the project to"):
+        _alone("train_calm").__enter__()
+
+
+def test_errors_of_the_work_are_not_those_of_the_lock(project: Path) -> None:
+    with pytest.raises(TimeoutError, match="of the work"), _alone("train_calm"):
+        raise TimeoutError("of the work")
+    with pytest.raises(OSError, match="No locks"), _alone("train_calm"):
+        raise OSError(errno.ENOLCK, "No locks")
