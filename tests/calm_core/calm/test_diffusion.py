@@ -116,7 +116,8 @@ def test_sampling_gives_the_gaussian(mean: float, std: float, steps: int) -> Non
     schedule = respaced(cosine_schedule(STEPS), steps)
     draws = torch.randn(steps + 1, 20_000, 1, generator=torch.Generator().manual_seed(steps))
     samples = diffuse_back(gaussian_network(schedule, mean, std), schedule, draws).flatten().numpy()
-    assert scipy.stats.kstest(samples, "norm", (mean, std)).pvalue > 0.001
+    assert scipy.stats.kstest(samples, "norm", (mean, std)).pvalue > 1e-6
+    assert scipy.stats.kstest(samples, "norm", (mean, 1.1 * std)).pvalue < 1e-6
 
 
 @pytest.mark.parametrize("fraction", [-1.0, 0.0, 1.0])
@@ -139,7 +140,7 @@ def test_sampling_gives_two_points(fraction: float) -> None:
     upper = samples > 0.25
     assert (samples - torch.where(upper, high, low)).abs().max() < 0.01
     # 100 steps of 1000 are near the exact process, not on it.
-    assert abs(upper.float().mean() - share_high) < 4 * math.sqrt(0.7 * 0.3 / rows) + 0.01
+    assert abs(upper.float().mean() - share_high) < 5 * math.sqrt(0.7 * 0.3 / rows) + 0.01
 
 
 def test_sampling_uses_each_draw_once_and_none_for_the_last_step() -> None:

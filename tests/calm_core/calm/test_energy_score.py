@@ -46,7 +46,7 @@ def test_expectation_of_normals() -> None:
     values = energy_score(samples, targets).total
     exact = 2 * math.sqrt(2 * 1.25 / math.pi) - 2 / math.sqrt(math.pi)
     error = values.std() / math.sqrt(len(values))
-    assert abs(values.mean() - exact) < 4 * error
+    assert abs(values.mean() - exact) < 5 * error
 
 
 def test_the_true_distribution_scores_best() -> None:
@@ -97,7 +97,7 @@ def test_shared_normal_targets_are_unbiased_and_steadier() -> None:
 
     independent, shared = (torch.stack([gradient(kind) for _ in range(600)]) for kind in (False, True))
     error = (independent.var(dim=0) / 600 + shared.var(dim=0) / 600).sqrt()
-    assert ((independent.mean(dim=0) - shared.mean(dim=0)).abs() < 4 * error).all()
+    assert ((independent.mean(dim=0) - shared.mean(dim=0)).abs() < 5 * error).all()
     assert shared.var(dim=0).mean() < 0.1 * independent.var(dim=0).mean()
 
 

@@ -109,7 +109,7 @@ def test_conditional_mean_minimises_the_loss(time: float) -> None:
     losses = flow_loss(exact, data, times, noise)
     # What is left is the variance of the velocity, given the point.
     left = 1 + std**2 - (time * std**2 - (1 - time)) ** 2 / (time**2 * std**2 + (1 - time) ** 2)
-    assert abs(losses.mean() - left) < 4 * losses.std() / math.sqrt(rows)
+    assert abs(losses.mean() - left) < 5 * losses.std() / math.sqrt(rows)
     for offset, slope in [(0.2, 0.0), (-0.2, 0.0), (0.0, 0.2), (0.0, -0.2)]:
         other = flow_loss(lambda x, t, a=offset, b=slope: exact(x, t) + a + b * x, data, times, noise)
         assert other.mean() > losses.mean() + 0.01

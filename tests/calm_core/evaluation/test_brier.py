@@ -49,9 +49,9 @@ def sample_chain(start: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def assert_mean(values: Tensor, exact: list[float]) -> None:
-    """The mean over rows [rows, n] agrees with ``exact`` within four standard errors."""
+    """The mean over rows [rows, n] agrees with ``exact`` within five standard errors."""
     error = values.std(dim=0) / math.sqrt(len(values))
-    assert torch.all((values.mean(dim=0) - torch.tensor(exact)).abs() < 4 * error + 1e-6), (values.mean(0), exact)
+    assert torch.all((values.mean(dim=0) - torch.tensor(exact)).abs() < 5 * error + 1e-6), (values.mean(0), exact)
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5])

@@ -314,10 +314,10 @@ def test_exact_sampler_sharpens_every_prompt_by_itself(tokenizer: Tokenizer, tem
         power = probabilities ** (1 / temperature)
         expected = (power[0] / power.sum()).item()
         error = (expected * (1 - expected) / rows) ** 0.5
-        assert sum(one.token_ids == [7, 8, 9] for one in mine) / rows == pytest.approx(expected, abs=4 * error)
+        assert sum(one.token_ids == [7, 8, 9] for one in mine) / rows == pytest.approx(expected, abs=5 * error)
         draws = torch.tensor([float(one.draws) for one in mine])
         mean = expected_draws(probabilities, temperature)
-        assert draws.mean().item() == pytest.approx(mean, abs=4 * draws.std().item() / rows**0.5)
+        assert draws.mean().item() == pytest.approx(mean, abs=5 * draws.std().item() / rows**0.5)
         assert all(one.inexact_steps == 0 for one in mine)
 
 
@@ -329,7 +329,7 @@ def test_batch_sampler_sharpens_every_prompt_by_itself(tokenizer: Tokenizer) -> 
         mine = continuations[first::2]
         error = (expected * (1 - expected) / rows) ** 0.5
         share = sum(one.token_ids == [7, 8, 9] for one in mine) / rows
-        assert share == pytest.approx(expected, abs=4 * error + 0.01)  # 100 draws are close, not exact
+        assert share == pytest.approx(expected, abs=5 * error + 0.01)  # 100 draws are close, not exact
         assert all((one.draws, one.inexact_steps) == (100, 1) for one in mine)
 
 

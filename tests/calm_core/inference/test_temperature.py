@@ -57,6 +57,10 @@ def power(probabilities: Tensor, temperature: float) -> Tensor:
     return (probabilities.log() / temperature).softmax(dim=-1)
 
 
+UNLIKELY = 1e-6
+"""A p-value that no stream of random numbers gives by chance; what is wrong is far below it."""
+
+
 def chi_square_p_value(symbols: Tensor, expected: Tensor) -> float:
     observed = torch.bincount(symbols.flatten(), minlength=len(expected))
     return float(chisquare(observed.numpy(), (expected.double() / expected.sum() * len(symbols)).numpy()).pvalue)
@@ -69,9 +73,9 @@ def test_exact_sampling_follows_the_power(temperature: float) -> None:
     sample = exact_temperature(KnownSampler(probabilities, rng), 70_000, temperature, rng)
     expected = power(probabilities, temperature)
     assert sample.exact.all()
-    assert chi_square_p_value(sample.symbols, expected) > 0.01
-    off_by_two_percent = expected * torch.tensor([1.02, 0.98, 0.98])
-    assert chi_square_p_value(sample.symbols, off_by_two_percent) < 0.01
+    assert chi_square_p_value(sample.symbols, expected) > UNLIKELY
+    off_by_five_percent = expected * torch.tensor([1.05, 0.95, 0.95])
+    assert chi_square_p_value(sample.symbols, off_by_five_percent) < UNLIKELY
 
 
 def test_exact_sampling_of_rows_that_differ() -> None:
@@ -79,8 +83,8 @@ def test_exact_sampling_of_rows_that_differ() -> None:
     rng = generator()
     sample = exact_temperature(KnownSampler(distributions, rng), 60_000, 0.4, rng)
     for row, distribution in enumerate(distributions[:2]):
-        assert chi_square_p_value(sample.symbols[row::3], power(distribution, 0.4)) > 0.01
-    assert chi_square_p_value(sample.symbols[2::3], power(distributions[2, :2], 0.4)) > 0.01
+        assert chi_square_p_value(sample.symbols[row::3], power(distribution, 0.4)) > UNLIKELY
+    assert chi_square_p_value(sample.symbols[2::3], power(distributions[2, :2], 0.4)) > UNLIKELY
 
 
 @pytest.fixture(params=[None, 3, 1])
@@ -129,7 +133,7 @@ def test_mean_draws(temperature: float, probabilities: Tensor, rows: int) -> Non
     rng = generator()
     draws = exact_temperature(KnownSampler(probabilities, rng), rows, temperature, rng, budget=10**6).draws.double()
     standard_error = draws.std().item() / math.sqrt(rows)
-    assert abs(draws.mean().item() - expected_draws(probabilities, temperature)) <= 4 * standard_error + 1e-6
+    assert abs(draws.mean().item() - expected_draws(probabilities, temperature)) <= 5 * standard_error + 1e-6
 
 
 @pytest.mark.usefixtures("block")
@@ -137,10 +141,10 @@ def test_mean_draws(temperature: float, probabilities: Tensor, rows: int) -> Non
 def test_factories_go_on_from_block_to_block(temperature: float) -> None:
     rng = generator()
     sample = exact_temperature(KnownSampler(THREE, rng), 10_000, temperature, rng)
-    assert chi_square_p_value(sample.symbols, power(THREE, temperature)) > 0.01
+    assert chi_square_p_value(sample.symbols, power(THREE, temperature)) > UNLIKELY
     draws = sample.draws.double()
     standard_error = draws.std().item() / 100
-    assert abs(draws.mean().item() - expected_draws(THREE, temperature)) <= 4 * standard_error
+    assert abs(draws.mean().item() - expected_draws(THREE, temperature)) <= 5 * standard_error
 
 
 @pytest.mark.parametrize("temperature", [math.nextafter(1 / 3, 0), 1 / 3, math.nextafter(1 / 3, 1)])
@@ -240,13 +244,13 @@ def test_batch_weights_are_binomial_coefficients(temperature: float, weights: li
     possible = [symbol for symbol, weight in enumerate(weights) if weight]
     assert set(chosen.tolist()) == set(possible)
     if len(possible) > 1:
-        assert chi_square_p_value(chosen, torch.tensor(weights).double()[possible]) > 0.01
+        assert chi_square_p_value(chosen, torch.tensor(weights).double()[possible]) > UNLIKELY
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.15, 0.8, 1e-300])
 def test_batch_sampling_falls_back_when_nothing_repeats(temperature: float) -> None:
     samples = torch.arange(5).view(5, 1, 1).expand(5, 10_000, 1)
-    assert chi_square_p_value(batch_choice(samples, temperature, generator()), torch.ones(5)) > 0.01
+    assert chi_square_p_value(batch_choice(samples, temperature, generator()), torch.ones(5)) > UNLIKELY
 
 
 def test_an_empty_batch() -> None:
@@ -263,7 +267,7 @@ def test_symbols_that_agree_in_a_prefix_differ(sampler: Callable[..., Temperatur
     sample = sampler(KnownSampler(probabilities, rng, symbols), 3000, temperature, rng)
     numbers = (sample.symbols[:, None] == symbols).all(dim=-1).long().argmax(dim=-1)
     assert torch.equal(symbols[numbers], sample.symbols)
-    assert chi_square_p_value(numbers, power(probabilities, temperature)) > 0.01
+    assert chi_square_p_value(numbers, power(probabilities, temperature)) > UNLIKELY
 
 
 def test_an_exhausted_budget_says_what_to_do() -> None:
