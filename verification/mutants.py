@@ -1,7 +1,7 @@
 """What `make mutants` found, by module: how many faults the tests notice, and the name of each that they do not.
 
-mutmut's `results` lists survivors alone. A fault counts as noticed when a test fails, the process crashes, mypy objects or
-the time runs out; a fault in a function that no quick test calls ("no tests") is not.
+mutmut's `results` lists survivors alone. A fault counts as noticed when a test fails, the process crashes, mypy objects
+or the time runs out; a fault in a function that no quick test calls ("no tests") does not.
 """
 
 import json
