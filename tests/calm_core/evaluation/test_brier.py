@@ -179,6 +179,14 @@ def test_bootstrap_resamples_documents() -> None:
     assert low < result.brierlm < high
 
 
+def test_the_bootstrap_draws_from_its_generator_alone() -> None:
+    scores = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    frame = per_document(torch.arange(30), scores)
+    first, again, other = (bootstrap_brierlm(frame, 10, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first.brierlm_ci95 != other.brierlm_ci95
+
+
 def test_the_bootstrap_against_all_its_draws() -> None:
     # Four documents, so 256 draws of four: the interval's ends are quantiles of them, up to those of 2000 draws.
     positions = torch.tensor([5, 40, 2, 13])
