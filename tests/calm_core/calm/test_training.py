@@ -177,6 +177,12 @@ def test_a_split_of_less_than_a_sequence_is_refused(params: Params, tmp_path: Pa
         objective_of(params, tmp_path, random_tokens(CONTEXT), tiny_autoencoder(2))
 
 
+def test_a_split_of_one_sequence_is_enough(params: Params, tmp_path: Path) -> None:
+    token_ids = random_tokens(CONTEXT + 2)
+    objective = objective_of(params, tmp_path, token_ids, tiny_autoencoder(2))
+    assert torch.equal(objective.batch(0, range(1)).inputs.flatten(), token_ids[:CONTEXT])
+
+
 def energy_by_hand(samples: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Fidelity and diversity of samples [N, size] against targets [M, size] in one place."""
     count = len(samples)

@@ -82,6 +82,11 @@ def test_a_split_of_less_than_a_block_is_refused(params: Params, tmp_path: Path)
         objective_of(params, tmp_path, random_tokens(CONTEXT))
 
 
+def test_a_split_of_one_block_is_enough(params: Params, tmp_path: Path) -> None:
+    block = random_tokens(CONTEXT + 1)
+    assert torch.equal(objective_of(params, tmp_path, block).batch(0, range(1)), block[None])
+
+
 @pytest.mark.parametrize(
     ("steps", "checkpoints", "expected"),
     [
