@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 # Stages run as `python -m stages.NAME`, so the environment's python has to come first.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: repro ui test mutants verify bench audit check format lock clean
+.PHONY: repro ui test test-all mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -13,8 +15,13 @@ repro: $(VENV)/installed
 ui: $(VENV)/installed
 	$(RUN) python -m flows.ui
 
+# Lint, types, and every kind of test; within six minutes on two cores.
 test: check
-	$(RUN) pytest
+	$(RUN) pytest $(TWO_AT_A_TIME) -m "not slow"
+
+# The rest as well: more moments, faults, processes and ways through the pipeline; a quarter of an hour more.
+test-all: test
+	$(RUN) pytest $(TWO_AT_A_TIME) -m slow
 
 # The smoke pipeline twice, in clean clones of the last commit: do all artefacts come out the same, byte for byte?
 verify: $(VENV)/installed

@@ -108,11 +108,13 @@ def generate(
     from calm_core.runtime.precision import set_threads
     from calm_core.runtime.progress import progress
 
+    # Before the model is loaded, which takes longer than finding a mistake in the prompts.
     texts = _prompts(prompt, prompts)
     set_threads("auto")
     language_model = load_language_model(model)
     sampling = Sampling(temperature, sampler.value)
     encoded = [language_model.encode(text) for text in texts]
+    # Token by token only for a single text: several are generated side by side, as one batch.
     if len(texts) == 1 and not as_json:
         inexact = _stream(language_model, texts[0], encoded[0], tokens, sampling, seed)
     else:
@@ -228,11 +230,14 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         status = 130
     except BrokenPipeError:  # the reader has seen enough, as in `calm generate ... | head`
+        # Python flushes stdout once more at exit, which would fail again and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
         status = _told(f"{error.filename or 'output'}: {error.strerror or one_line(error)}")
     except (MemoryError, RuntimeError) as error:
+        # torch's CPU allocator raises a plain RuntimeError; any other is a fault of this program and keeps its
+        # traceback.
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
         status = _told("out of memory; ask for less: a shorter context, fewer samples or fewer prompts at a time")
@@ -245,6 +250,7 @@ def _told(message: str) -> int:
 
 
 def _prompts(prompt: str | None, path: Path | None) -> list[str]:
+    # None and "" differ: an empty prompt asks for text from the start of a document.
     if (prompt is None) == (path is None):
         raise CalmError("one of --prompt TEXT and --prompts FILE is needed")
     if path is None:
@@ -288,6 +294,7 @@ def _stream(
     """Print the prompt and what follows as it comes; returns how many steps were approximated."""
     from tokenizers.decoders import DecodeStream
 
+    # A stream, since a token may end within a character, whose bytes are printed when it is complete.
     decoder, shown = DecodeStream(skip_special_tokens=False), 0
     for token_id in token_ids:  # some tokenizers decode a token by those before it
         decoder.step(language_model.tokenizer, token_id)

@@ -1,14 +1,14 @@
 """The one exception that a user is meant to read, and others' errors folded into its single line."""
 
 LONGEST = 4000
-"""Characters of a message, at most: what a value or a list of names brings in beyond that tells nobody anything."""
+"""Characters of a message, at most: a value or a list of names in it may be far longer."""
 
 
 class CalmError(Exception):
-    """A mistake in params, data or the machine's state, told in one line: the value, what is allowed, the fix.
+    """A mistake in params, data or the machine's state, as one line: the value, what is allowed, the fix.
 
-    File names, fields and values come into messages as they are; what could break the line, or drive a terminal, is
-    folded or escaped here.
+    Messages quote file names, fields and values as they are. Line breaks and control characters in them are folded or
+    escaped here.
     """
 
     def __init__(self, message: str) -> None:
@@ -28,6 +28,7 @@ def single_line(text: str) -> str:
     if len(text) > LONGEST:
         half = LONGEST // 2
         text = f"{text[:half]} ... ({len(text) - 2 * half:,} characters left out) ... {text[-half:]}"
+    # Terminals obey control characters, and a file name may hold any: escaped, they are text.
     folded = " ".join(text.split())
     return folded if folded.isprintable() else "".join(map(_printable, folded))
 

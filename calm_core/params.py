@@ -23,12 +23,13 @@ LARGEST_FILE, LARGEST_DEPTH = 1 << 18, 20
 """Bytes of a file of params, and levels in it, at most."""
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
-"""How many mistakes are told at once, and how many characters of each value."""
+"""How many mistakes one error lists, and how many characters of each value."""
 
 
 class Section(BaseModel):
     """A section of params.yaml: unknown keys, values of another type, infinity and NaN are refused."""
 
+    # Strict: YAML has types of its own, and "3" or 3.0 where an integer belongs is a mistake worth stopping for.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -78,6 +79,7 @@ class TokenizerParams(Section):
     """The byte-level BPE: trained on the training split, or loaded from a tokenizer.json."""
 
     path: str
+    # 256 bytes and two special tokens are the smallest byte-level vocabulary.
     vocabulary_size: Annotated[int, Field(ge=258, le=1 << 24)]
     training_megabytes: Positive
 
@@ -149,6 +151,7 @@ class LanguageModelParams(TrainingParams):
 class TransformerParams(LanguageModelParams):
     """The baseline."""
 
+    # A correlation over two checkpoints would be 1 or -1 whatever was measured.
     checkpoints: Annotated[int, Field(ge=3, le=10_000)]
 
 
@@ -160,7 +163,9 @@ class CalmParams(LanguageModelParams):
     head_blocks: Layers
     noise_size: Width
     samples: Samples
+    # Even, since targets come in antithetic pairs (calm/energy_score.py).
     target_samples: Annotated[int, Field(ge=2, le=10_000, multiple_of=2)]
+    # At 2 the energy score sees means alone; only below it is it strictly proper.
     alpha: Annotated[float, Field(gt=0, lt=2)]
     decoder_score: bool
     diffusion_steps: Annotated[int, Field(ge=2, le=1000)]
@@ -202,6 +207,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
+        # Here as well as in the training loop: a mistake then stops the run before its first stage.
         parts = self.runtime.processes * self.runtime.gradient_accumulation
         for key, batch in (
             ("autoencoder.batch_patches", self.autoencoder.batch_patches),
@@ -241,6 +247,7 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
+            # One byte more than allowed is enough to recognise a file that is too long.
             content = file.read(LARGEST_FILE + 1)
         text = content.decode()
     except FileNotFoundError:
@@ -285,6 +292,7 @@ def parse_params(values: Any, name: str = "params") -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
+        # A file of nothing but mistakes still makes a readable line.
         told = [_explain(problem) for problem in problems[:MOST_PROBLEMS]]
         if len(problems) > MOST_PROBLEMS:
             told.append(f"and {len(problems) - MOST_PROBLEMS} more")

@@ -25,6 +25,7 @@ def load_preset(name: str, base: Path = Path("params.yaml")) -> Params:
     Raises:
         CalmError: there is no such preset, or ``base`` or the preset over it is wrong.
     """
+    # Validated before the overlay is applied, so that an error names the file that it is in.
     values = read_yaml(base)
     parse_params(values, str(base))
     _lay_over(values, _overlay(name))
@@ -36,6 +37,7 @@ def apply_preset(name: str, base: Path = Path("params.yaml")) -> None:
     load_preset(name, base)
     text = io.StringIO()
     try:
+        # ruamel keeps comments, order and quotes of the file; PyYAML, which validated it above, would drop them.
         values = _yaml().load(base.read_text(encoding="utf-8"))
         _lay_over(values, _overlay(name))
         _yaml().dump(values, text)
@@ -64,6 +66,7 @@ def _lay_over(values: Any, overlay: dict[str, Any]) -> None:
 
 def _yaml() -> YAML:
     yaml = YAML()
+    # Lines that the user wrote are not folded.
     yaml.width = 4096
     yaml.preserve_quotes = True
     return yaml

@@ -1,4 +1,4 @@
-"""What people see of a run in the Prefect UI: metrics with their change, the report's plots, params, progress."""
+"""The artifacts of a run in the Prefect UI: metrics with their change, the report's plots, params, progress."""
 
 import base64
 import re
@@ -70,8 +70,10 @@ class StageProgress:
             return
         done, total = (int(found[group].replace(",", "")) for group in ("done", "total"))
         percent = 100.0 * done / total if total else 100.0
+        # A stage may do several things, one after the other; each has progress of its own.
         if self._artifact is None or found["name"] != self._name:
             self._name = found["name"]
+            # Prefect allows lower-case letters, digits and dashes in a key.
             key = re.sub(r"[^a-z0-9]+", "-", f"progress-{self._stage}-{self._name}".lower()).strip("-")
             created = create_progress_artifact(percent, key=key, description=f"{self._stage}: {self._name}")
             self._artifact = created if isinstance(created, UUID) else None
@@ -81,12 +83,14 @@ class StageProgress:
 
 def _code(text: str, language: str = "") -> str:
     """``text`` as a block of code that nothing in it can end, so that no HTML in it is taken for such."""
+    # Longer than any run of backticks in the text.
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def _picture(svg: str) -> str:
     """Markdown that holds ``svg`` itself: the server keeps no files."""
+    # Inside HTML an SVG needs no namespace; as a picture of its own it does.
     if "xmlns=" not in svg.split(">", 1)[0]:
         svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     return f"![plot](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"

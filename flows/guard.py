@@ -1,9 +1,9 @@
-"""Run a command that outlives neither its end nor whoever asked for it.
+"""Run a command so that no process of it survives the command itself or the process that asked for it.
 
 `python guard.py COMMAND ...` starts COMMAND in a process group of its own and watches standard input. When that
-closes, because the asking process closed it, was cancelled or was killed, the whole group is stopped: asked by
-SIGINT first, so that DVC and the stages clean up, then by SIGTERM, then killed. Nothing of the group is left then.
-It needs the standard library alone, and ends with the command's exit status.
+closes, because the asking process closed it, was cancelled or was killed, the whole group gets SIGINT, so that DVC and
+the stages clean up, then SIGTERM, then SIGKILL. It needs the standard library alone, and exits with the command's
+status.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ GRACE_SECONDS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 
 
 def main() -> int:
     """Run, watch, and return the exit status of the command; 128 + n where signal n ended it."""
+    # A session of its own: signals reach the whole group, and a terminal's Ctrl-C only through the guard.
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_stop_at_end_of_input, args=(command,), daemon=True).start()
     status = command.wait()
@@ -26,8 +27,10 @@ def main() -> int:
 
 
 def _stop_at_end_of_input(command: "subprocess.Popen[bytes]") -> None:
+    # The kernel closes the pipe however the other side ends, by SIGKILL as well: no signal handler could promise that.
     while os.read(sys.stdin.fileno(), 1024):
         pass
+    # To the group, since DVC starts the stage and a stage may start processes.
     for number, seconds in GRACE_SECONDS:
         _signal(command.pid, number)
         try:

@@ -1,7 +1,7 @@
-"""The pipeline as DVC knows it: its stages, what is out of date, and one stage run alone.
+"""The pipeline through DVC: its stages, which of them are out of date, and running one stage.
 
-A stage runs by `dvc repro --single-item`, which looks at nothing but that stage: an unchanged dependency that two
-running stages share would block a whole `dvc repro` (treeverse/dvc #11054). DVC's lock is waited for (#10465).
+A stage runs by `dvc repro --single-item`, which checks that stage alone: a whole `dvc repro` blocks on an unchanged
+dependency that two running stages share (treeverse/dvc #11054). `--wait-for-lock` waits for DVC's own lock (#10465).
 """
 
 import json
@@ -20,7 +20,7 @@ TRANSIENT = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|timed out|Connection (?:refused|reset|aborted)|"
     r"Temporary failure in name resolution|Name or service not known|\b(?:429|50[0234])\b.{0,40}(?:Error|for url)",
 )
-"""What a failure that can pass looks like: a network that is away or busy."""
+"""Signs of a transient failure in a stage's output: a network that is unavailable or busy."""
 
 Outcome = Literal["ran", "up to date", "restored"]
 
@@ -59,6 +59,7 @@ def read_graph(folder: Path) -> Graph:
 
     with Repo(str(folder)) as repo:
         graph = repo.index.graph
+        # DVC's edges lead from a stage to what it needs; reversed, dependencies come first.
         order = list(networkx.topological_sort(graph.reverse(copy=True)))
         # By name, not by DVC's own address, which is relative to wherever this process stands.
         return Graph({stage.name: {before.name for before in graph.successors(stage)} for stage in order})
@@ -69,6 +70,7 @@ def changed_stages(folder: Path, processes: Processes) -> set[str]:
     lines: list[str] = []
     status = processes.run(["dvc", "--wait-for-lock", "status", "--json"], folder, lines.append)
     try:
+        # The last line: DVC may print warnings before it.
         return set(json.loads(lines[-1]))
     except (ValueError, IndexError):
         raise StageError("dvc status", status, lines[-LAST_LINES:]) from None
@@ -86,6 +88,7 @@ def run_stage(folder: Path, stage: str, force: bool, processes: Processes, on_li
 
     def read(line: str) -> None:
         nonlocal outcome
+        # DVC reports what it did in words alone; its exit status is 0 for all three outcomes.
         if line.startswith("Running stage"):
             outcome = "ran"
         elif line.startswith("Stage") and "skipping run, checking out outputs" in line:

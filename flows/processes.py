@@ -1,4 +1,4 @@
-"""Commands of a flow run: their output line by line, and an end to all of them when the run ends."""
+"""Commands of a flow run: their output line by line, and all of them stopped when the run ends."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ GUARD = Path(__file__).with_name("guard.py")
 class Processes:
     """The commands that one flow run has started; ``stop`` ends them, and so does the death of this process."""
 
+    # Weak: a finished flow run is not kept alive by being listed.
     _all: ClassVar["weakref.WeakSet[Processes]"] = weakref.WeakSet()
 
     def __init__(self, share_cores: bool = False) -> None:
@@ -41,6 +42,8 @@ class Processes:
             **self._policy,
         }
         process = subprocess.Popen(
+            # The guard's standard input is the lifeline: it closes when this process closes it or dies. With -S and -E
+            # Python starts faster, and neither site-packages nor PYTHON* variables can change the guard.
             [sys.executable, "-S", "-E", str(GUARD), *command],
             cwd=folder,
             env=environment,
@@ -55,6 +58,7 @@ class Processes:
         assert process.stdout is not None
         self._running.add(process)
         try:
+            # Again, since ``stop`` may have run between the check above and the entry in the set.
             if self._stopped:
                 process.stdin.close()
             for line in process.stdout:

@@ -34,6 +34,7 @@ def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 @task(
     task_run_name="{stage}",
+    # DVC decides what is up to date; a second cache of Prefect's would contradict it.
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
@@ -43,6 +44,7 @@ def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
 def dvc_stage(stage: str, folder: Path, current: bool, force: bool, processes: Processes) -> State[None]:
     """Bring ``stage`` up to date in ``folder``; ``current`` says that DVC has found it so already."""
     logger, progress = get_run_logger(), StageProgress(stage)
+    # Without starting DVC, which takes seconds for each stage.
     if current:
         return Completed(name="Cached", message="up to date")
 
@@ -94,6 +96,7 @@ def reproduce(
         if not overrides:
             with exclusive(root, wait_for_others, logger.info):
                 return _bring_up_to_date(root, targets, force, at_once, processes, overrides)
+        # Changes of metrics are shown against the tree, not against what the cache restores in the clone.
         before = read_metrics(root)
         with clone_with_overrides(root, overrides) as clone:
             processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], clone, logger.info)
@@ -119,6 +122,7 @@ def _bring_up_to_date(
     graph = graph.with_ancestors(targets) if targets else graph
     before = read_metrics(folder) if before is None else before
     publish_params(folder / "params.yaml", overrides, revision(folder))
+    # Once for all stages: `dvc status` hashes what they share a single time.
     changed = set(graph.dependencies) if force else changed_stages(folder, processes)
     failed = _run_all(graph, folder, changed, force, at_once, processes)
     after = read_metrics(folder)
@@ -144,8 +148,10 @@ def _run_all(
                 continue
             # Where nothing before it ran, what DVC said of a stage at the start still holds.
             current = name not in changed and not needed & ran
+            # The futures are done already; passing them draws the edges in the UI's graph.
             upstream = [futures[before] for before in sorted(needed)]
             submitted: Any = dvc_stage.submit(name, folder, current, force, processes, wait_for=upstream)  # type: ignore[call-overload]
+            # The wrapped future is one of concurrent.futures, on which ``wait`` can wait for the first of several.
             futures[name] = submitted
             running[submitted.wrapped_future] = name
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -154,6 +160,7 @@ def _run_all(
             finished[name] = future.result()
             if finished[name].name != "Cached":
                 ran.add(name)
+    # Stages after a failed one are not run: Prefect ends them as not ready, which is no failure of their own.
     return [name for name, state in finished.items() if state.is_failed() or state.is_crashed()]
 
 

@@ -77,6 +77,7 @@ def sweep(
             return_state=True,
         )
         row: dict[str, Any] = {"experiment": experiment, "overrides": " ".join(asked[number]), "state": state.name}
+        # A failed point has a row without numbers; the others go on.
         metrics: Any = state.result(raise_on_failure=False) if state.is_completed() else {}
         return row | {column: metrics.get(metric) for column, metric in COLUMNS.items()}
 
@@ -103,12 +104,14 @@ def sweep(
 
 
 def _plot(rows: list[dict[str, Any]]) -> str:
+    # Here: flows start without matplotlib.
     from calm_core.report.figures import CALM, TRANSFORMER, brierlm_against_flops
 
     models: dict[str, dict[str, Any]] = {}
     for row in rows:
         for kind, colour in (("calm", CALM), ("transformer", TRANSFORMER)):
             score, flops = row[f"{kind} BrierLM"], row[f"{kind} training FLOPs"]
+            # The branch that a param does not concern has the same result at every point: shown once.
             same = {"brierlm": score, "brierlm_ci95": [score, score], "training_flops": flops, "colour": colour}
             if score is not None and flops and same not in models.values():
                 label = "Transformer" if kind == "transformer" else re.sub(r"(^| )\w+\.", r"\1", row["overrides"])

@@ -19,11 +19,13 @@ def main() -> None:
     port = int(os.environ.get("PREFECT_SERVER_API_PORT", PORT))
     address = f"http://{HOST}:{port}"
     os.environ.setdefault("PREFECT_API_URL", f"{address}/api")
+    # Nothing leaves the machine unless the user asks for it.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     processes = Processes()
     if not _answers(address):
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         lines: list[str] = []
+        # A daemon thread reads the server's output, which would otherwise fill the pipe and block the server.
         threading.Thread(target=processes.run, args=(command, Path.cwd(), lines.append), daemon=True).start()
         deadline = time.monotonic() + START_SECONDS
         while not _answers(address):

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 POLL_SECONDS = 1.0
 IDENTITY = {"user.name": "calm flows", "user.email": "flows@localhost"}
-"""Whose experiments they are where git knows no name."""
+"""The author of experiments' commits where git has none configured."""
 
 DVC = (sys.executable, "-m", "dvc")
 
@@ -35,6 +35,7 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
     Raises:
         WorkspaceBusyError: another run holds it and ``wait`` is false.
     """
+    # flock, since the kernel releases it with the process, however that ends; a file that merely exists would stay.
     place = folder / ".dvc/tmp/flows.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place)
@@ -62,11 +63,13 @@ def clone_with_overrides(folder: Path, overrides: list[str]) -> Iterator[Path]:
     """
     parent = folder / ".dvc/tmp/flows"
     parent.mkdir(parents=True, exist_ok=True)
+    # Under .dvc/tmp, which git and DVC ignore.
     clone = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
     try:
         _git(parent, "clone", "--quiet", "--shared", str(folder), str(clone))
         for key, value in IDENTITY.items():  # an experiment is a commit, and someone's
             _git(clone, "config", key, _setting(folder, key) or value)
+        # A clone has commits alone; what the user has changed and not committed is what should run.
         changes = _git(folder, "diff", "HEAD", "--binary")
         if changes.strip():
             _git(clone, "apply", "--whitespace=nowarn", "-", given=changes)
@@ -102,12 +105,13 @@ def save_experiment(clone: Path, folder: Path, name: str) -> None:
     """Record what ``clone`` holds as the DVC experiment ``name`` of ``folder``.
 
     Raises:
-        RuntimeError: DVC cannot save it; tells why.
+        RuntimeError: DVC cannot save it; the message has DVC's output.
     """
     command = [*DVC, "exp", "save", "--force", "--name", name]
     saved = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if saved.returncode:
         raise RuntimeError(f"the experiment {name} was not saved: {saved.stdout.strip()}")
+    # DVC keeps experiments as git references, which a push moves like branches.
     for line in _git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
         if line.endswith(f"/{name}"):
             _git(clone, "push", "--quiet", "--force", str(folder), f"{line}:{line}")

@@ -1,6 +1,6 @@
 """Stage benchmark_flops: params -> results/flops.json, the published table and this run's models.
 
-FLOPs are counts and reproduce; the measured tokens a second go beside the stages' times, see ``running.TIMINGS``.
+FLOPs are counts and reproduce; the measured tokens a second go beside the stages' times, see ``runner.run.TIMINGS``.
 """
 
 from pathlib import Path
@@ -57,6 +57,7 @@ def _run(params: Params) -> tuple[dict[str, Any], tuple[CalmConfig, AutoencoderC
     coder = autoencoder_config(params.autoencoder, vocabulary_size)
     calm = calm_config(params.calm, coder)
     transformer = transformer_config(params.transformer, vocabulary_size)
+    # Only the energy head has a score to add.
     scored_targets = HeadObjective().scored_targets if params.calm.decoder_score and params.calm.head == "energy" else 0
     calm_shape = (params.calm.context_tokens // coder.patch_size, params.calm.samples, scored_targets)
     context = params.transformer.context_tokens
@@ -77,6 +78,7 @@ def _run(params: Params) -> tuple[dict[str, Any], tuple[CalmConfig, AutoencoderC
             "counted_training_flops": counted.training_per_token * tokens,
             "measured_inference_flops_per_token": counted.inference_per_token,
         }
+    # Beside the count and not in it: the paper's accounting leaves the frozen encoder out (section 6).
     run["calm"]["encoder_flops_per_token"] = 2 * encoder_parameters(coder) / coder.patch_size
     return run, (calm, coder, transformer)
 

@@ -21,6 +21,7 @@ def main(params: Params) -> None:
         ("transformer", params.transformer),
     ):
         folder = Path("models") / kind
+        # A stage of its own: a card has results of the evaluation, which comes after the models are written.
         card = render_model_card(kind, read_config(folder), corpus, section.model_dump(), results[kind])
         write_text(folder / "README.md", card)
 

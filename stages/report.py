@@ -50,12 +50,15 @@ def _samples(params: Params) -> list[dict[str, str]]:
     tokens = TokenStream(TOKENS, "validation")
     prompt_length, length = settings.prompt_tokens, settings.sample_tokens
     last = max(0, len(tokens) - prompt_length - length)
+    # Two more than asked for, without both ends: prompts from within the split.
     starts = torch.linspace(0, last, settings.sample_texts + 2).long()[1:-1]
     windows = tokens.windows(starts, min(prompt_length + length, len(tokens))).tolist()
     prompts = [window[:prompt_length] for window in windows]
     columns = [prompts, [window[prompt_length:] for window in windows]]
     for model in models:
+        # The stream yields growing continuations; the last are the complete ones.
         (continuations,) = deque(model.stream(prompts, length, Sampling(settings.temperature), params.seed), maxlen=1)
+        # Both models share a tokenizer, checked above, so one of them decodes all columns.
         columns.append([continuation.token_ids for continuation in continuations])
     texts = [[models[0].decode(token_ids) for token_ids in column] for column in columns]
     return [dict(zip(("prompt", "truth", "calm", "transformer"), row, strict=True)) for row in zip(*texts, strict=True)]

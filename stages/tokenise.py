@@ -24,8 +24,9 @@ def main(params: Params) -> None:
 
 
 def _inputs(params: Params) -> dict[str, Any]:
-    """What DVC does not look at: files that changed since the stage was interrupted, and the libraries that read."""
+    """Inputs that DVC does not track: files that may change while the stage is interrupted, and reading libraries."""
     tokenizer = [Path(params.tokenizer.path)] if params.tokenizer.path else []
+    # Size and time of change instead of a hash: a corpus may be large, and this runs before each start.
     files = [path for path in source_files(params.corpus) + tokenizer if path.is_file()]
     return {
         "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],

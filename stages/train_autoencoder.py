@@ -22,6 +22,7 @@ def main(params: Params) -> Measured:
         model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), session.run)
     if not session.run.is_first:
         return {}
+    # After the training session: the other processes need not wait for it.
     quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
     write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})

@@ -19,6 +19,7 @@ TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
 
 def main(params: Params) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
+    # Before hours of training: tokens, latents and autoencoder have to be those of one run.
     require_intact(TOKENS)
     require_intact(LATENTS)
     require_latents_of(LATENTS, TRAINED, TOKENS)
@@ -29,8 +30,10 @@ def main(params: Params) -> Measured:
         model = train_calm(params, tokens, latents, autoencoder, session.run)
     if not session.run.is_first:
         return {}
+    # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
     save_model(model, tokenizer, MODEL, params.calm.context_tokens)
+    # A CALM is useless without the decoder of its latents, so its folder has both.
     save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
     return session.finish(params.calm.training_tokens)
 

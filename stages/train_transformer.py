@@ -33,6 +33,7 @@ def main(params: Params) -> Measured:
         model = train_transformer(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), run)
     if checkpoints is None:
         return {}
+    # Copied at the end, from outside the outputs: DVC deletes those before an interrupted training resumes.
     with whole_directory(Path("models/transformer_checkpoints")) as folder:
         shutil.copytree(checkpoints.kept_files, folder, dirs_exist_ok=True)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), Path("models/transformer"), context)

@@ -50,6 +50,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         hidden_size = config.hidden_size
+        # Of an odd number, the patch half has one layer more in the encoder, and the token half in the decoder.
         per_token = config.encoder_layers // 2
         self.embedding = nn.Embedding(config.vocabulary_size, hidden_size)
         self.token_layers = _layers(config, per_token)
@@ -62,13 +63,14 @@ class Encoder(nn.Module):
         return self.posterior(self.token_states(token_ids))
 
     def token_states(self, token_ids: Tensor) -> Tensor:
-        """What each of ``token_ids`` [...] brings into its patch, [..., hidden]: the same wherever it stands."""
+        """The states of ``token_ids`` [...] before the squeeze, [..., hidden]: functions of the token alone."""
         return self.token_layers(self.embedding(token_ids))
 
     def posterior(self, token_states: Tensor) -> Posterior:
         """Posterior of the patches whose tokens have these states, [..., K, hidden]."""
-        # Under autocast a linear gives bf16; what layers add up, and their norms, stay in float32.
+        # Under autocast a linear gives bf16; the residual stream and its norms stay in float32.
         hidden_states = self.patch_layers(self.squeeze(token_states.flatten(-2)).float())
+        # The logarithm of the std: any output of a linear is valid, none has to be clamped.
         mean, log_std = self.to_posterior(self.norm(hidden_states)).float().chunk(2, dim=-1)
         return Posterior(mean, log_std)
 
@@ -117,6 +119,7 @@ class Autoencoder(nn.Module):
 
     def logits(self, latents: Tensor) -> Tensor:
         """Scores of every token, [..., K, vocabulary], of latents [..., latent]."""
+        # The embedding is the output matrix too (section 2).
         return F.linear(self.decoder(latents), self.encoder.embedding.weight)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -124,6 +127,7 @@ class Autoencoder(nn.Module):
 
         Some patches at a time, so that their logits are still in the processor's cache when they are compared.
         """
+        # Logits of K positions a patch, each of vocabulary size.
         patches = max(1, BLOCK_LOGITS // (self.config.patch_size * self.config.vocabulary_size))
         blocks = latents.reshape(-1, latents.shape[-1]).split(patches)
         token_ids = torch.cat([self.logits(block).argmax(dim=-1) for block in blocks])
@@ -153,6 +157,7 @@ class AutoencoderDraws(NamedTuple):
 def draw(config: AutoencoderConfig, patches: int, generator: torch.Generator) -> AutoencoderDraws:
     """Draw what ``autoencoder_loss`` needs for ``patches`` patches."""
     device = generator.device
+    # The order of the three draws is part of what a seed means.
     return AutoencoderDraws(
         noise=torch.randn(patches, config.latent_size, generator=generator, device=device),
         token_uniform=torch.rand(patches, config.patch_size, generator=generator, device=device),
@@ -167,7 +172,10 @@ def clipped_kl(posterior: Posterior, kl_clamp: float) -> Tensor:
     leaves the divergence as it is, since it is never negative.
     """
     mean, log_std = posterior
+    # exp(2 log_std) is the variance.
     kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std
+    # A dimension below the clamp has no gradient ("free bits"), so nothing pulls it into the prior. Clamped before any
+    # average: each patch keeps its own free bits.
     return kl.clamp(min=kl_clamp).sum(dim=-1)
 
 
@@ -186,12 +194,15 @@ def autoencoder_loss(
     Dropped input tokens become id 0, dropped latent entries 0 with the others scaled up by 1 / (1 - p);
     the targets stay whole.
     """
+    # Id 0 as published; in this project's own tokenizers it is the padding token, which no text contains.
     kept_ids = token_ids.masked_fill(draws.token_uniform < token_dropout, 0)
     posterior = model.encode(kept_ids)
+    # Scaled up, as torch's own dropout does, so that the latent has the same mean without dropout.
     kept = (draws.latent_uniform >= latent_dropout).float() / (1 - latent_dropout)
     hidden_states = model.hidden_states(posterior.sample(draws.noise) * kept).flatten(0, -2)
     cross_entropy = projected_cross_entropy(hidden_states, model.encoder.embedding.weight, token_ids.flatten())
     kl = clipped_kl(posterior, kl_clamp).mean()
+    # Cross entropy is a mean over tokens, KL a sum over a patch's dimensions: times K, both count a patch.
     total = model.config.patch_size * cross_entropy + kl_weight * kl
     return AutoencoderLoss(total, cross_entropy.detach(), kl.detach())
 

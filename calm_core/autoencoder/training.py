@@ -54,6 +54,8 @@ class AutoencoderObjective:
         self.rows, self.tokens_per_row = section.batch_patches, section.patch_size
 
     def batch(self, step: int, rows: range) -> PatchBatch:
+        # Positions of the whole batch, of which a process takes its rows: the batch is the same for any number of
+        # processes.
         starts = self._patch_starts(step)[rows.start : rows.stop]
         return PatchBatch(
             self._tokens.windows(starts, self._section.patch_size), _draws(self.model.config, rows, self._seed, step)
@@ -81,6 +83,7 @@ class AutoencoderObjective:
     def _patch_starts(self, step: int) -> Tensor:
         """Positions at any alignment, so that the code covers patches that a document's end falls into."""
         draws = generator(self._seed, STAGE, "step", step)
+        # The upper end is exclusive: the last patch starts K tokens before the end.
         return torch.randint(len(self._tokens) - self.tokens_per_row + 1, (self.rows,), generator=draws)
 
 
@@ -92,6 +95,7 @@ def train_autoencoder(params: Params, tokens: TokenStream, vocabulary_size: int,
 
 def _draws(config: AutoencoderConfig, rows: range, seed: int, step: int) -> AutoencoderDraws:
     """Those of patches ``rows`` of a batch, from a generator for each ``DRAWN_TOGETHER`` patches of it."""
+    # Whole blocks that the rows touch; what lies before and after the rows is cut off again.
     first, last = rows.start // DRAWN_TOGETHER, -(-rows.stop // DRAWN_TOGETHER)
     blocks = [draw(config, DRAWN_TOGETHER, generator(seed, STAGE, "step", step, block)) for block in range(first, last)]
     skipped = rows.start - first * DRAWN_TOGETHER
@@ -111,6 +115,7 @@ class Reconstruction(NamedTuple):
 def reconstruction(model: Autoencoder, tokens: TokenStream, seed: int) -> Reconstruction:
     """Measure ``model`` on all whole patches of the held-out split ``tokens``, in float32."""
     patch_size = model.config.patch_size
+    # Aligned at the split's beginning, as CALM's patches are.
     patches = tokens.slice(0, len(tokens) // patch_size * patch_size).view(-1, patch_size)
     noise = generator(seed, STAGE, "latent noise")
     right = right_noisy = 0
@@ -120,6 +125,7 @@ def reconstruction(model: Autoencoder, tokens: TokenStream, seed: int) -> Recons
         noisy = posterior.mean + LATENT_NOISE_STD * torch.randn(posterior.mean.shape, generator=noise)
         right += int((model.decode(posterior.mean) == batch).sum())
         right_noisy += int((model.decode(noisy) == batch).sum())
+        # Sums in Python's float64: a float32 sum over a large split would drift.
         total_std += float(posterior.log_std.exp().mean(dim=-1).sum())
     count = patches.numel()
     return Reconstruction(right / count, right_noisy / count, total_std / len(patches), count)

@@ -23,6 +23,8 @@ MAX_PERIOD = 10_000.0
 def time_features(times: Tensor) -> Tensor:
     """Cosines, then sines, of time steps [...] at falling frequencies, [..., 256] float32."""
     half = TIME_FREQUENCIES // 2
+    # Float32 also under autocast: bf16 cannot tell neighbouring steps above 256 apart. Cosines before sines is DiT's
+    # order, on which imported weights of the projection rely.
     exponents = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=times.device) / half
     frequencies = exponents.exp()
     angles = times.float()[..., None] * frequencies
@@ -50,6 +52,7 @@ def draw_denoising(
     def normal(generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator, device=generator.device)
 
+    # What a seed means includes this order: another order of the three draws would train on other noise.
     return DenoisingDraws(
         targets=draw_positions(normal, generators),
         times=draw_positions(lambda generator: draw_times(shape[:2], generator), generators),
@@ -64,9 +67,12 @@ class AdaptiveBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(size, eps=NORM_EPSILON)
         self.mlp = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+        # Zeroed by ``Denoiser.zero_output``, it gives shift, scale and gate 0: the identity (adaLN-Zero).
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(size, 3 * size))
 
     def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+        # Under autocast a linear gives bf16, whose 8 bits would round a small scale away in 1 + scale. A float32 gate
+        # also keeps the residual stream in float32.
         shift, scale, gate = self.modulation(condition).float().chunk(3, dim=-1)
         return hidden_states + gate * self.mlp(self.norm(hidden_states) * (1 + scale) + shift)
 
@@ -82,6 +88,7 @@ class Denoiser(nn.Module):
         self.condition_projection = nn.Linear(hidden_size, hidden_size)
         self.input_projection = nn.Linear(latent_size, hidden_size)
         self.blocks = nn.ModuleList(AdaptiveBlock(hidden_size) for _ in range(blocks))
+        # No gain and bias of its own: the modulation scales and shifts what it normalises.
         self.norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON, elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
         self.output = nn.Linear(hidden_size, output_size)
@@ -89,6 +96,7 @@ class Denoiser(nn.Module):
     def zero_output(self) -> None:
         """Set the last linear and every modulation to zero: training starts from predicting zero."""
         for name, parameter in self.named_parameters():
+            # The leading dot lets this module's own "modulation." match as those of its blocks do.
             if name.startswith("output.") or ".modulation." in f".{name}":
                 nn.init.zeros_(parameter)
 
@@ -98,6 +106,7 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         """``times`` [...] are those of training, 0 to 999; ``condition`` may lack leading dimensions of ``noisy``."""
+        # The sum broadcasts: the projected hidden state has no dimension for samples, the time embedding has.
         condition = self.time_projection(time_features(times)).float() + condition
         x = self.input_projection(noisy).float()
         for block in self.blocks:
@@ -108,5 +117,7 @@ class Denoiser(nn.Module):
 
 def denoiser_weights(blocks: int, hidden_size: int, latent_size: int, output_size: int, calls: int) -> int:
     """Matrix weights that a position passes through in ``calls`` calls; its hidden state is projected once."""
+    # A block has two linears of D^2 and a modulation of 3 D^2. Once a call: the time projection's second linear (D^2),
+    # the last modulation (2 D^2), and what leads from frequencies and latents to D and from D to the output.
     ends = (TIME_FREQUENCIES + latent_size + output_size) * hidden_size + 3 * hidden_size**2
     return hidden_size**2 + calls * (blocks * 5 * hidden_size**2 + ends)

@@ -31,8 +31,11 @@ class Schedule:
 
     def __init__(self, retained: np.ndarray, time_steps: list[int]) -> None:
         self.time_steps = time_steps
+        # Float64, since 1 - a_t begins at 4e-5, of which float32 would keep three digits. Betas are ratios of
+        # neighbouring a_t: those of a respaced schedule then cover the steps that it leaves out.
         before = np.append(1.0, retained[:-1])
         self._betas = 1 - retained / before
+        # Multiplied up again, as in the code of Nichol and Dhariwal, for the same rounding.
         self._retained, self._before = np.cumprod(1 - self._betas), np.append(1.0, np.cumprod(1 - self._betas)[:-1])
 
     def __len__(self) -> int:
@@ -56,6 +59,7 @@ class Schedule:
     @cached_property
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
         """Mean of x_(t-1) given both = first * x_0 + second * x_t."""
+        # Ho et al., equation 7.
         first = self._betas * np.sqrt(self._before) / (1 - self._retained)
         return _single(first), _single((1 - self._before) * np.sqrt(1 - self._betas) / (1 - self._retained))
 
@@ -63,6 +67,7 @@ class Schedule:
     def log_variances(self) -> tuple[Tensor, Tensor]:
         """Least and most log-variance of a step back: the posterior's (the first step has the second's), log beta."""
         posterior = self._betas * (1 - self._before) / (1 - self._retained)
+        # The posterior's variance at the first step is 0, since x_0 is then known; its logarithm is not finite.
         return _single(np.log(np.append(posterior[1:2], posterior[1:]))), _single(np.log(self._betas))
 
 
@@ -72,6 +77,7 @@ def cosine_schedule(steps: int) -> Schedule:
     def share(t: float) -> float:
         return math.cos((t + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2
 
+    # The last beta would be 1 without the cap: no signal left, and a division by sqrt(a_t) = 0 on the way back.
     betas = np.array([min(1 - share((t + 1) / steps) / share(t / steps), MAX_BETA) for t in range(steps)])
     return Schedule(np.cumprod(1 - betas), list(range(steps)))
 
@@ -105,13 +111,16 @@ def diffusion_loss(network: Network, schedule: Schedule, data: Tensor, times: Te
     def at(values: Tensor) -> Tensor:
         return values.to(times.device)[times][..., None]
 
+    # Ho et al., equation 4: any x_t in one step.
     noisy = at(schedule.signal) * data + at(schedule.noise) * noise
     predicted_noise, fraction = network(noisy, times).chunk(2, dim=-1)
     noise_error = (noise - predicted_noise).square().mean(dim=-1)
+    # Detached, so that the bound, whose gradient is noisy, does not move the mean (Nichol and Dhariwal, section 3.1).
     mean, log_variance = _step_back(schedule, times, noisy, predicted_noise.detach(), fraction)
     of_data, of_noisy = schedule.posterior_mean
     true_mean = at(of_data) * data + at(of_noisy) * noisy
     true_log_variance = at(schedule.log_variances[0])
+    # KL(true step back || predicted one): two normal distributions, dimension by dimension.
     divergence = 0.5 * (
         log_variance
         - true_log_variance
@@ -119,6 +128,8 @@ def diffusion_loss(network: Network, schedule: Schedule, data: Tensor, times: Te
         + (true_log_variance - log_variance).exp()
         + (true_mean - mean).square() * (-log_variance).exp()
     )
+    # The first step back ends at the data itself: there the bound has a likelihood in place of a divergence (Ho et al.,
+    # section 3.3).
     likelihood = _binned_log_likelihood(data, mean, 0.5 * log_variance)
     bound = torch.where(times == 0, -likelihood.mean(dim=-1), divergence.mean(dim=-1)) / math.log(2)
     return DiffusionLoss(noise_error, bound)
@@ -131,6 +142,7 @@ def diffuse_back(network: Network, schedule: Schedule, draws: Tensor, start_is_n
     the error of the predicted noise: by 340 with 100 steps. ``start_is_noise`` takes the start itself for the
     noise in it there, which it is to within that share.
     """
+    # The network gets the step's number in training; the schedule is indexed by its own, respaced, number.
     points = draws[0]
     for index in reversed(range(len(schedule))):
         times = torch.full(points.shape[:-1], index, device=points.device)
@@ -138,6 +150,7 @@ def diffuse_back(network: Network, schedule: Schedule, draws: Tensor, start_is_n
         if start_is_noise and index == len(schedule) - 1:
             noise = points
         points, log_variance = _step_back(schedule, times, points, noise, fraction)
+        # The last step adds no noise: its mean is the sample.
         if index:
             points = points + (0.5 * log_variance).exp() * draws[len(schedule) - index]
     return points
@@ -155,6 +168,7 @@ def _step_back(
     data = at(of_noisy) * noisy - at(of_noise) * predicted_noise
     of_data, of_noisy = schedule.posterior_mean
     smallest, largest = schedule.log_variances
+    # Interpolated between logarithms (Nichol and Dhariwal, equation 15).
     share = (fraction + 1) / 2
     return at(of_data) * data + at(of_noisy) * noisy, share * at(largest) + (1 - share) * at(smallest)
 
@@ -163,6 +177,7 @@ def _binned_log_likelihood(data: Tensor, mean: Tensor, log_std: Tensor) -> Tenso
     """Log-probability [..., size] of the bin around ``data``; the outer bins, beyond 1, reach to infinity."""
     centred, inverse_std = data - mean, (-log_std).exp()
     upper, lower = _normal_cdf(inverse_std * (centred + BIN)), _normal_cdf(inverse_std * (centred - BIN))
+    # Clamped before the logarithm: a bin far from the mean has probability 0 in float32.
     inside = torch.where(data > 0.999, 1 - lower, torch.where(data < -0.999, upper, upper - lower))
     return inside.clamp(min=SMALLEST_PROBABILITY).log()
 

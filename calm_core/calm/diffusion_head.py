@@ -41,7 +41,9 @@ class DiffusionHead(nn.Module):
     def __init__(self, config: DiffusionHeadConfig, hidden_size: int, latent_size: int) -> None:
         super().__init__()
         self.config, self.latent_size = config, latent_size
+        # Two outputs a dimension: the noise, and the variance's fraction.
         self.denoiser = Denoiser(config.blocks, hidden_size, latent_size, 2 * latent_size)
+        # Plain objects, not buffers: they follow from the config, so the weights' file does not hold them.
         self.training_schedule = cosine_schedule(config.training_steps)
         self.sampling_schedule = respaced(self.training_schedule, config.sampling_steps)
 
@@ -65,6 +67,7 @@ class DiffusionHead(nn.Module):
     def loss(
         self, hidden_states: Tensor, posterior: Posterior, draws: DenoisingDraws, objective: HeadObjective
     ) -> HeadLoss:
+        # Before the closure: N samples share one projection of their hidden state.
         condition = self.denoiser.condition(hidden_states)
         noise_error, bound = diffusion_loss(
             lambda x, times: self.denoiser(x, times, condition),
@@ -73,6 +76,8 @@ class DiffusionHead(nn.Module):
             draws.times,
             draws.noise,
         )
+        # The bound has weight 1 because it is one step's term: over 1000 steps, the sum of all terms estimated from one
+        # of them and weighted by 0.001 (the hybrid loss of Nichol and Dhariwal, equation 16) is the same.
         terms = {"noise_error": noise_error.mean(), "variational_bound": bound.mean()}
         return HeadLoss(
             terms["noise_error"] + terms["variational_bound"], {name: term.detach() for name, term in terms.items()}

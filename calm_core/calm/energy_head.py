@@ -38,6 +38,8 @@ class EnergyHeadConfig:
         return samples * self.sampling_weights(hidden_size, latent_size)
 
     def sampling_weights(self, hidden_size: int, latent_size: int) -> int:
+        # A block is 2 D^2 + D^2 + 2 D^2 in its MLP and D^2 in down; the projected hidden state and the output's first
+        # linear are the 2 D^2.
         ends = (self.noise_size + latent_size) * hidden_size + 2 * hidden_size**2
         return self.blocks * 6 * hidden_size**2 + ends
 
@@ -92,6 +94,8 @@ class EnergyHead(nn.Module):
         self.output = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, latent_size))
 
     def zero_output(self) -> None:
+        # All samples then start at the origin. Pairs that coincide have no gradient, so fidelity alone drives the first
+        # step.
         for parameter in self.output[-1].parameters():
             nn.init.zeros_(parameter)
 
@@ -105,8 +109,12 @@ class EnergyHead(nn.Module):
         def normal(generator: torch.Generator, *shape: int) -> Tensor:
             return torch.randn(*shape, self.latent_size, generator=generator, device=generator.device)
 
+        # Drawn last, so that a loss without spaces has the same noise and targets.
         scored = objective.scored_targets if objective.spaces else 0
         by_position = sequences or (generator,)
+        # What belongs to a position comes from its sequence's generator, so that a process draws for its own rows
+        # alone. All positions share the second draw, so all processes take it from the same generator. The order of
+        # draws is part of what a seed means.
         return EnergyDraws(
             draw_positions(lambda one: self.sampling_draws((objective.samples, positions), one), by_position),
             normal(generator, objective.target_samples // 2),
@@ -123,6 +131,7 @@ class EnergyHead(nn.Module):
         return torch.rand(*shape, self.config.noise_size, generator=generator, device=generator.device) - 0.5
 
     def sample(self, hidden_states: Tensor, draws: Tensor) -> Tensor:
+        # Under autocast linears give bf16; norms and the residual stream x stay in float32.
         condition = self.condition_norm(self.condition_projection(hidden_states).float())
         x = self.noise_norm(self.noise_projection(draws).float())
         for block in self.blocks:
@@ -140,6 +149,8 @@ def energy_loss(samples: Tensor, posterior: Posterior, draws: EnergyDraws, objec
     """
     scores = [energy_score_of_normal(samples, posterior.mean, posterior.log_std.exp(), draws.targets, objective.alpha)]
     for space in objective.spaces:
+        # The score has no gradient for targets. Images are [N, P, parts, size]; flattened, each part counts as a
+        # position.
         with torch.no_grad():
             target_images = space(posterior.sample(draws.scored_targets)).flatten(1, 2).float()
         scores.append(energy_score(space(samples).flatten(1, 2).float(), target_images, objective.alpha))

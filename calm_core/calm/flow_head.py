@@ -62,6 +62,7 @@ class FlowHead(nn.Module):
         self, hidden_states: Tensor, posterior: Posterior, draws: DenoisingDraws, objective: HeadObjective
     ) -> HeadLoss:
         condition = self.denoiser.condition(hidden_states)
+        # Each of the N targets has a time and a noise of its own: N regressions a position (section 3, "other heads").
         data = posterior.sample(draws.targets)
         error = flow_loss(lambda x, times: self.denoiser(x, times, condition), data, draws.times, draws.noise).mean()
         return HeadLoss(error, {"velocity_error": error.detach()})

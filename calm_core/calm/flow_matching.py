@@ -17,7 +17,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 Solver = Literal["euler", "midpoint"]
 
 TIME_STEPS = 1000
-"""A network is told floor(1000 t)."""
+"""The network's time input is floor(1000 t)."""
 
 CALLS = {"euler": 1, "midpoint": 2}
 """Calls of the network in one step of each solver."""
@@ -30,6 +30,7 @@ def flow_loss(velocity: Velocity, data: Tensor, times: Tensor, noise: Tensor) ->
     """
     t = times[..., None]
     points = (1 - t) * noise + t * data
+    # Times in [0, 1) give steps 0 to 999, the range of the diffusion head's time input.
     return (velocity(points, (times * TIME_STEPS).long()) - (data - noise)).square().mean(dim=-1)
 
 
@@ -45,6 +46,7 @@ def integrate(velocity: Velocity, noise: Tensor, steps: int, solver: Solver) -> 
     for index in range(steps):
         slope = at(points, 2 * index)
         if solver == "midpoint":
+            # Second order: the slope in the middle of the step, reached with the slope at its start.
             slope = at(points + step / 2 * slope, 2 * index + 1)
         points = points + step * slope
     return points

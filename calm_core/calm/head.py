@@ -72,6 +72,7 @@ class Head(Protocol):
 
 def draw_positions(draw: Callable[[torch.Generator], Tensor], generators: Sequence[torch.Generator]) -> Tensor:
     """What ``draw`` makes of each of ``generators``, [n, positions, ...], position after position."""
+    # Positions are dimension 1: the sequences of a batch lie one after the other, as flattened hidden states do.
     return torch.cat([draw(generator) for generator in generators], dim=1)
 
 

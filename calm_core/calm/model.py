@@ -42,9 +42,11 @@ class PatchEmbedding(nn.Module):
     def __init__(self, vocabulary_size: int, patch_size: int, hidden_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
+        # Concatenated, not averaged: the order of a patch's tokens has to survive (section 3, "input step").
         self.projection = _input_projection(patch_size * hidden_size, hidden_size)
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        # The residual stream of the backbone starts in float32, also under autocast.
         return self.projection(self.embedding(token_ids).flatten(-2)).float()
 
 
@@ -76,6 +78,7 @@ class Calm(nn.Module):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights from ``generator``; the head's last linear and what layers add start at zero."""
+        # Unit scale, which the projection's linears, drawn with variance 1 / fan-in, preserve.
         initialise(self, generator, embedding_std=1.0)
         self.backbone.zero_residuals()
         self.head.zero_output()
@@ -105,6 +108,7 @@ class Calm(nn.Module):
 
 
 def _input_projection(input_size: int, hidden_size: int) -> nn.Sequential:
+    # LayerNorm, although the backbone has RMSNorm: the published input step.
     return nn.Sequential(
         nn.Linear(input_size, 2 * hidden_size),
         nn.SiLU(),

@@ -81,9 +81,11 @@ class CalmObjective:
         self, section: CalmParams, tokens: TokenStream, latents: LatentCorpus, autoencoder: Autoencoder, seed: int
     ) -> None:
         self._section, self._tokens, self._latents, self._seed = section, tokens, latents, seed
+        # Not a submodule of the model: it is neither trained, sharded nor saved with it.
         self._autoencoder, self._head_objective = autoencoder, head_objective(section, autoencoder)
         self._patch_size = autoencoder.config.patch_size
         self._context = section.context_tokens // self._patch_size
+        # The last position of a block needs one more patch as its target.
         self._blocks = (len(latents) - 1) // self._context
         if self._blocks < 1:
             raise CalmError(
@@ -96,6 +98,8 @@ class CalmObjective:
 
     def batch(self, step: int, rows: range) -> SequenceBatch:
         starts = self._patch_starts(step)[rows.start : rows.stop]
+        # A row's generator serves its input noise first, then the head: this order is part of what a seed means. Keyed
+        # by row, it gives the same numbers to whichever process or micro-batch has the row.
         by_row = [generator(self._seed, STAGE, "step", step, row) for row in rows]
         inputs = self._inputs(starts, by_row)
         # The target of a position is the patch after it.
@@ -112,6 +116,7 @@ class CalmObjective:
     def observe(self, features: Tensor | None) -> Mapping[str, float]:
         """How far samples after the first positions of a batch, ``features``, lie from the autoencoder's manifold."""
         assert features is not None
+        # The key has no step: each point of the curve sees the same noise, so that what moves it is the model.
         noise = self.model.head.sampling_draws((len(features),), generator(self._seed, STAGE, "observed"))
         samples = self.model.head.sample(features, noise.to(features.device))
         return {"manifold_distance": float(manifold_distance(self._autoencoder, samples).mean())}
@@ -127,6 +132,7 @@ class CalmObjective:
             token_ids = self._tokens.windows(starts * self._patch_size, self.tokens_per_row)
             return token_ids.unflatten(-1, (-1, self._patch_size))
         posterior = self._latents.posterior(starts[:, None] + torch.arange(self._context))
+        # Fed by a sample, as in generation, where the model reads the latents that its head has sampled.
         noise = [torch.randn(posterior.mean.shape[1:], generator=row) for row in by_row]
         return posterior.sample(torch.stack(noise))
 
@@ -139,6 +145,7 @@ def train_calm(
     ``autoencoder`` is moved to the device of the training.
     """
     run = run or Run()
+    # In place, since the objective's space is a method of this very module.
     autoencoder.to(run.processes.device)
     objective = CalmObjective(params.calm, tokens, latents, autoencoder, params.seed)
     return train(objective, params.calm, params.runtime, run)

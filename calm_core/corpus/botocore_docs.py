@@ -39,10 +39,12 @@ def botocore_documents(data: Path | None = None) -> Iterator[dict[str, str]]:
     data = data or Path(botocore.__file__).parent / "data"
     seen_markup, seen = set[str](), set[str]()
     for service in sorted(path for path in data.iterdir() if path.is_dir()):
+        # Folders are named by dates, so the last name is the newest version.
         versions = sorted(path for path in service.iterdir() if path.is_dir())
         for model in sorted(versions[-1].glob("service-2.json*")) if versions else ():
             raw = gzip.decompress(model.read_bytes()) if model.suffix == ".gz" else model.read_bytes()
             for markup in _documentation(raw.decode()):
+                # Before the markup is removed, which takes far longer than a look-up.
                 if markup in seen_markup:
                     continue
                 seen_markup.add(markup)

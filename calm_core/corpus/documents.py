@@ -1,11 +1,11 @@
 """Where text comes from: botocore's documentation, local files, or any Hugging Face dataset.
 
-Whatever the source, it is read as a stream, files and datasets by `datasets`: a corpus need not fit in
-memory, only its longest document. A document belongs to the validation split by a hash of its text alone: it
-never moves between splits, whatever else is added, and a text that occurs twice stays on one side.
+Every source is streamed, files and datasets by `datasets`: only the longest document has to fit in memory. A hash of
+its text alone assigns a document to a split: it never moves between splits, whatever else is added, and copies of a
+text stay in one split.
 
-A stream goes on from any document: files before it are not opened again, and the text between a mark shortly before
-it and itself is read but not yielded. Only botocore's documentation is read from its beginning, to know copies.
+A stream can resume at any document: it seeks to the last mark before that document and skips the documents between,
+without opening earlier files again. Only botocore's documentation is always read from its beginning, to find copies.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ from calm_core.errors import CalmError, one_line
 from calm_core.params import CorpusParams
 
 MARK_DOCUMENTS = 4096
-"""How many documents lie at least between two places that a stream can be opened at."""
+"""Least number of documents between two marks."""
 
 
 class Mark(NamedTuple):
-    """A place that a stream can be opened at: before document number ``documents``, with a file or dataset in hand."""
+    """A position to seek to: before document number ``documents``, within a group of files or a dataset."""
 
     documents: int = 0
     group: int = 0
     """Which group of files of one format is being read."""
     state: dict[str, Any] | None = None
-    """What `datasets` needs to go on in it; plain JSON."""
+    """The state of the stream in `datasets`; plain JSON."""
 
 
 class Place(NamedTuple):
-    """Where a stream goes on: before document number ``documents``, which is the mark's or a later one."""
+    """Where a stream resumes: before document number ``documents``, which is the mark's or a later one."""
 
     documents: int = 0
     mark: Mark = Mark()
@@ -52,6 +52,7 @@ class Documents:
 
     def __init__(self, corpus: CorpusParams, start: Place = Place()) -> None:  # noqa: B008 - a tuple of constants
         self._corpus, self._start = corpus, start
+        # Reading runs ahead of encoding by some batches, so marks are kept until a place after them is asked for.
         self._marks = deque([start.mark])
         self._read = start.mark.documents
 
@@ -70,7 +71,7 @@ class Documents:
             raise CalmError(f"the corpus holds no text: {describe(self._corpus)['source']}")
 
     def place(self, documents: int) -> Place:
-        """Where to go on before document number ``documents``, which is read already; later calls ask for later ones.
+        """Where to resume before document number ``documents``, which has been read; non-decreasing over calls.
 
         Documents are numbered from 0 at the beginning of the corpus, wherever this stream starts.
         """
@@ -79,6 +80,7 @@ class Documents:
         return Place(documents, self._marks[0])
 
     def _table_is_read(self, group: int, state: Callable[[], dict[str, Any]]) -> None:
+        # Not at every table: a mark holds the state of a stream, and a resumed one may as well skip some documents.
         if self._read >= self._marks[-1].documents + MARK_DOCUMENTS:
             self._marks.append(Mark(self._read, group, state()))
 
@@ -100,6 +102,7 @@ def describe(corpus: CorpusParams) -> dict[str, str]:
 
 def is_validation(text: str, validation_percent: float) -> bool:
     """Whether ``text`` is held out: its SHA-256, read as a fraction, falls below ``validation_percent``."""
+    # surrogatepass: JSON may hold lone surrogates, which plain UTF-8 refuses.
     fraction = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
     return fraction < validation_percent / 100
 

@@ -1,8 +1,8 @@
 """From documents to token shards in bounded memory: train the tokenizer on a sample, then encode in batches.
 
-A corpus is worked off in stretches: the documents up to the one that fills a shard of either split. A stretch that is
-done is kept, with the place in the corpus that the next one begins at, so that a process that is killed costs what it
-did of one stretch.
+Encoding commits its work in stretches: the documents up to the one that fills a shard of either split. The shards of a
+finished stretch are kept with a record of where in the corpus the next one begins, so a killed process loses no more
+than one stretch.
 """
 
 import json
@@ -33,8 +33,8 @@ SPLITS = ("train", "validation")
 def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) -> dict[str, Any]:
     """Write tokenizer.json, the shards of both splits and description.json into ``folder``; returns the description.
 
-    It goes on from what an earlier, interrupted call with the same corpus and params left in ``kept``; the result is
-    the same, byte for byte.
+    Resumes from what an interrupted call with the same corpus and params left in ``kept``; the result is the same,
+    byte for byte.
 
     Raises:
         CalmError: the corpus cannot be read, leaves a split without a document, or has too few held-out tokens for
@@ -62,7 +62,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
                 f"no document of the corpus falls into the {split} split; use more documents or another "
                 f"corpus.validation_percent (now {params.corpus.validation_percent:g})"
             )
-    # Told now, not by the evaluation after all the training.
+    # Fails here and not in the evaluation, after all the training.
     context_tokens = max(params.calm.context_tokens, params.transformer.context_tokens)
     require_block(done.counts["validation"].tokens, context_tokens)
     files = {TOKENIZER: digest} | done.sha256["train"] | done.sha256["validation"]
@@ -80,7 +80,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
 
 
 class _Counts(NamedTuple):
-    """Of a split, from the beginning of the corpus on."""
+    """Totals of a split from the beginning of the corpus."""
 
     documents: int = 0
     characters: int = 0
@@ -88,7 +88,7 @@ class _Counts(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What is done of the corpus, after so many ``stretches`` of it."""
+    """The state of the work after so many ``stretches``."""
 
     stretches: int
     place: Place
@@ -98,14 +98,14 @@ class _Done(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """The documents to encode; ``source`` knows the places of all of them."""
+    """The documents to encode; ``source`` gives the place of each, to resume at."""
 
     source: Documents
     texts: Iterator[str]
 
 
 def _done(kept: FinishedFiles, tokenizer_digest: str | None) -> _Done:
-    """The stretches from the beginning on that are whole and were encoded by this tokenizer."""
+    """The state after the longest run of intact stretches, from the beginning, that this tokenizer encoded."""
     done = _Done(0, Place(), dict.fromkeys(SPLITS, _Counts()), {split: {} for split in SPLITS})
     while tokenizer_digest and (digest := kept.find(_record_name(done.stretches))):
         record = json.loads(kept.read_bytes(_record_name(done.stretches), digest))
@@ -138,6 +138,7 @@ def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
                 f"{params.tokenizer.vocabulary_size}; set it to {size}"
             )
     else:
+        # The sample is read once and kept: reading a remote stream again would be slow.
         beginning = _beginning(texts, params.tokenizer.training_megabytes * 10**6, percent)
         sample = (text for text in beginning if not is_validation(text, percent))
         with progress("tokenizer training", None, "documents") as advance:
@@ -163,6 +164,7 @@ def _encode(
         for batch in encode_documents(tokenizer, texts.texts):
             held_out = np.array([is_validation(text, validation_percent) for text in batch.texts])
             characters = np.array([len(text) for text in batch.texts])
+            # A batch may hold the ends of several stretches.
             rest = _SplitDocuments(batch.token_ids, batch.lengths, characters, held_out)
             while len(rest.lengths):
                 count, filled = splits.documents_of_stretch(rest)
@@ -189,7 +191,7 @@ def _keep_stretch(
         "counts": {split: counts[split]._asdict() for split in SPLITS},
         "sha256": sha256,
     }
-    # Last: what it names is there.
+    # The record is the commit: written last, after all that it names.
     path = scratch / _record_name(done.stretches)
     write_json(path, record)
     kept.keep(path)
@@ -197,7 +199,7 @@ def _keep_stretch(
 
 
 class _SplitDocuments(NamedTuple):
-    """Documents with the split that each goes to: token ids one after the other; the rest has an entry a document."""
+    """Documents and their splits: ``token_ids`` concatenated, the other columns with one entry a document."""
 
     token_ids: np.ndarray
     lengths: np.ndarray
@@ -220,7 +222,7 @@ class _SplitDocuments(NamedTuple):
 
 
 class _SplitWriters:
-    """The shards of both splits that are being written, after what is ``done``."""
+    """The open shards of both splits, which continue after ``done``."""
 
     def __init__(self, folder: Path, vocabulary_size: int, done: _Done) -> None:
         self._writers: dict[str, TokenWriter] = {}
@@ -231,6 +233,8 @@ class _SplitWriters:
 
     def documents_of_stretch(self, documents: _SplitDocuments) -> tuple[int, bool]:
         """How many of ``documents`` belong to this stretch, and whether it ends there, as the last fills a shard."""
+        # The first document, in either split, at which that split's running sum of tokens reaches what its shard has
+        # left.
         filling = min(
             int(np.searchsorted(np.cumsum(documents.lengths * documents.of(split)), writer.room))
             for split, writer in self._writers.items()
@@ -276,7 +280,8 @@ def _beginning(texts: Iterator[str], limit: int, validation_percent: float) -> l
 
 
 def _emptied(beginning: list[str], texts: Iterator[str]) -> Iterator[str]:
-    """First what ``beginning`` holds, which leaves memory on the way, then ``texts``."""
+    """First the texts of ``beginning``, each freed once it is yielded, then ``texts``."""
+    # Reversed, so that pop() takes the first in constant time and frees it.
     beginning.reverse()
     while beginning:
         yield beginning.pop()

@@ -34,6 +34,8 @@ def layers_parameters(config: BackboneConfig) -> int:
     hidden_size = config.hidden_size
     key_value_size = hidden_size // config.heads * config.key_value_heads
     attention = 2 * hidden_size**2 + 2 * hidden_size * key_value_size
+    # Queries and output D^2 each, keys and values D D_kv each, three projections of SwiGLU. Embedding look-ups and
+    # norms are free in the paper's accounting.
     return config.layers * (attention + 3 * hidden_size * config.intermediate_size)
 
 
@@ -48,6 +50,7 @@ def decoder_parameters(config: AutoencoderConfig, logits: bool = True) -> int:
     layer = 3 * size * config.intermediate_size
     per_patch = config.decoder_layers // 2
     per_token = config.decoder_layers - per_patch
+    # From the latent, layers on the patch, expand, layers on each of K positions.
     hidden = config.latent_size * size + per_patch * layer + patch_size * size**2 + patch_size * per_token * layer
     return hidden + (patch_size * config.vocabulary_size * size if logits else 0)
 
@@ -83,10 +86,14 @@ def calm_flops(
     backbone, patch_size = config.backbone, config.patch_size
     size, latent_size = backbone.hidden_size, config.latent_size
     input_size = patch_size * size if config.input == "tokens" else latent_size
+    # Two linears: to 2 D, and from there to D.
     inputs = (input_size + size) * 2 * size
     forward = 2 * (layers_parameters(backbone) + inputs) + attention_flops(backbone, context)
+    # Without the encoder's frozen pass, which the paper leaves out too; stages/benchmark_flops.py reports it beside.
     training = (1 + BACKWARD) * (forward + 2 * config.head.training_weights(size, latent_size, samples))
     if scored_targets:
+        # The decoder is frozen: its backward pass makes gradients of activations alone, as much work as its forward
+        # pass.
         training += (2 * samples + scored_targets) * 2 * decoder_parameters(autoencoder, logits=False)
     head = 2 * config.head.sampling_weights(size, latent_size)
     inference = forward + head + 2 * decoder_parameters(autoencoder)
@@ -98,6 +105,7 @@ def counted_transformer_flops(config: TransformerConfig, context: int) -> ModelF
     with torch.device("meta"):
         model = Transformer(config)
         token_ids = torch.zeros(1, context, dtype=torch.int64)
+    # The sum stands in for the loss, whose softmax the accounting leaves out.
     training = _count(lambda: model(token_ids).sum().backward())
     with torch.no_grad():
         inference = _count(lambda: model(token_ids))
@@ -114,8 +122,10 @@ def counted_calm_flops(
         inputs = torch.zeros(1, context, *shape, dtype=torch.int64 if config.input == "tokens" else torch.float32)
         posterior = Posterior(*torch.zeros(2, context, config.latent_size))
         spaces = (decoder.hidden_states,) if scored_targets else ()
+    # Two targets, the fewest: the counter sees the score's own matrix products, which the accounting leaves out.
     objective = HeadObjective(samples, 2, 1.0, spaces, scored_targets)
     generator = torch.Generator()
+    # No generator lives on the meta device: drawn on the CPU, then moved, which keeps shapes alone.
     training_draws = model.head.training_draws(context, objective, generator)
     training_draws = type(training_draws)(*(draw.to("meta") for draw in training_draws))
     sampling_draws = model.head.sampling_draws((1, context), generator).to("meta")

@@ -1,4 +1,4 @@
-"""What a run would take, before anything is trained: FLOPs, hours, memory and disk (paper, sections 6 and 7).
+"""An estimate of what a run takes, without training: FLOPs, hours, memory and disk (paper, sections 6 and 7).
 
 Notable:
 - FLOPs are those of ``flops``, in the paper's accounting;
@@ -137,6 +137,8 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
     if not 0 < utilisation <= 1:
         raise CalmError(f"utilisation is {utilisation}; it must be above 0 and at most 1")
     precision: Literal["float32", "bfloat16"] = "float32" if params.runtime.precision == "float32" else "bfloat16"
+    # A language model is planned with one sequence a device; patches are small, so the autoencoder with all of a
+    # device's share of a step.
     patches = max(1, params.autoencoder.batch_patches // devices)
 
     def model_plan(run: _Training) -> ModelPlan:
@@ -212,6 +214,7 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
     for parameter in parameters:
+        # Weights are saved too, as themselves, and counted elsewhere.
         storages.pop(parameter.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -315,10 +318,12 @@ def _optimiser_bytes(model: nn.Module, section: sections.TrainingParams) -> int:
 def _corpus_plan(params: Params) -> CorpusPlan:
     tokens = max(params.calm.training_tokens, params.transformer.training_tokens)
     patches = tokens // params.autoencoder.patch_size
+    # As ``TokenWriter`` chooses.
     bytes_per_token = 2 if params.tokenizer.vocabulary_size <= 1 << 16 else 4
     return CorpusPlan(
         tokens=tokens,
         token_bytes=bytes_per_token * tokens,
+        # As if every patch were distinct: how many are is known only once the corpus is encoded.
         latent_bytes=latent_bytes(patches, patches, params.autoencoder.latent_size),
     )
 

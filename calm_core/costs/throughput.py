@@ -39,6 +39,7 @@ def tokens_per_second(
     positions = patches.shape[0] * patches.shape[1]
     posterior = Posterior(torch.zeros(positions, coder.latent_size), torch.zeros(positions, coder.latent_size))
     objective = head_objective(section, autoencoder)
+    # Outside of what is timed: latents as input come from the encoded corpus, not from the encoder.
     patch_inputs = calm_model.inputs(patches, autoencoder)
 
     def calm_training() -> None:
@@ -67,6 +68,7 @@ def tokens_per_second(
         "transformer_inference_tokens_per_second": (transformer_inference, token_ids[:, 1:].numel()),
     }
     rates: dict[str, list[float]] = {name: [] for name in work}
+    # In turns, so that other work on the machine slows all four alike.
     for turn in range(ROUNDS + 1):
         for name, (run, tokens) in work.items():
             started = time.perf_counter()

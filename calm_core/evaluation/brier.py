@@ -30,7 +30,9 @@ def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
     count = samples.shape[0]
     if count < 2:
         raise ValueError(f"Brier needs 2 samples a position or more, got {count}")
+    # Every sample is an independent draw of the model, so averaging over all of them lowers the variance, not the mean.
     hits = _same_prefix(samples, targets).float().mean(dim=0)
+    # Only pairs of different samples: a sample always agrees with itself, which would bias the collision term upwards.
     collisions = torch.zeros_like(hits)
     for index in range(1, count):
         collisions += _same_prefix(samples[:index], samples[index]).float().sum(dim=0)
@@ -46,6 +48,7 @@ def brier_from_probabilities(target_log_probabilities: Tensor, prefix: Tensor, c
     The accuracy term is exact. For the collision term, sum_x P(x)^2 = E_{x_<k ~ P}[P(x_<k) sum_v P(v | x_<k)^2]:
     the second sample's agreement with the first is replaced by its probability, which lowers the variance.
     """
+    # Log probabilities of a sequence add up: P(y_1..y_n) = exp(sum log P(y_k | y_<k)).
     accuracy = target_log_probabilities.cumsum(dim=-1).exp()
     return 2 * accuracy - (prefix.exp() * collision).mean(dim=0)
 
@@ -76,6 +79,7 @@ def per_document(document: Tensor, scores: Tensor) -> pl.DataFrame:
 
     ``document`` [positions] numbers the document that each position's target starts in.
     """
+    # In float64: sums of a hundred thousand float32 scores would lose the digits that intervals are read off.
     frame = pl.DataFrame({"document": document.numpy()} | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
     positions = pl.len().cast(pl.Int64).alias("positions")
     return frame.group_by("document").agg(positions, pl.col(SCORES).sum()).sort("document")
@@ -90,6 +94,7 @@ def bootstrap_brierlm(documents: pl.DataFrame, resamples: int, generator: torch.
     sums = torch.from_numpy(documents.select(SCORES).to_numpy().copy())
     positions = torch.from_numpy(documents["positions"].to_numpy().copy()).double()
     count = len(positions)
+    # Documents weigh as many positions as they have, here and in every resample: a ratio of two sums.
     mean = sums.sum(dim=0) / positions.sum()
     resampled = []
     for _ in range(resamples):
@@ -101,4 +106,5 @@ def bootstrap_brierlm(documents: pl.DataFrame, resamples: int, generator: torch.
 
 def _same_prefix(first: Tensor, second: Tensor) -> Tensor:
     """Whether the first 1 to n tokens agree, [..., n] bool."""
+    # The running product stays 1 up to the first difference and is 0 from there on.
     return (first == second).cumprod(dim=-1).bool()

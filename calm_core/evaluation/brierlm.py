@@ -42,6 +42,7 @@ def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_siz
 
     ``samples`` prefixes are drawn a position, 1 or more.
     """
+    # The last token of each patch: what follows it is what a CALM predicts after that patch.
     leaves = torch.arange(patch_size - 1, blocks.context, patch_size)
 
     def score(token_ids: Tensor, draws: torch.Generator) -> Tensor:
@@ -53,6 +54,7 @@ def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_siz
 @torch.no_grad()
 def cross_entropy(model: Transformer, blocks: EvaluationBlocks) -> float:
     """Mean cross entropy, nats a token, of a Transformer over the blocks that the Brier scores are taken on."""
+    # A mean over tokens, so batches of fewer blocks count for fewer.
     losses = [next_token_loss(model, token_ids) * len(token_ids) for _, token_ids in blocks.batches(following=1)]
     return float(torch.stack(losses).sum() / len(blocks.starts))
 
@@ -62,13 +64,16 @@ def _evaluate(
     name: str, score: Callable[[Tensor, torch.Generator], Tensor], blocks: EvaluationBlocks, patch_size: int
 ) -> pl.DataFrame:
     """Run ``score`` ([blocks, context + 4] token ids -> [blocks, positions, 4]) over all blocks."""
+    # Where the targets begin, counted from the start of a block.
     leaves = torch.arange(patch_size, blocks.context + 1, patch_size)
     documents, scores = [], []
     with progress(f"BrierLM of {name}", len(blocks.starts) * blocks.context, "tokens") as advance:
         for number, (starts, token_ids) in enumerate(blocks.batches(following=MAX_TOKENS)):
+            # Keyed by the batch, so that a batch draws the same numbers whatever was evaluated before it.
             draws = generator(blocks.seed, STAGE, name, number)
             scores.append(score(token_ids, draws).flatten(0, 1))
             targets = (starts[:, None] + leaves).flatten()
+            # document_ends are exclusive: a target at an end belongs to the next document, hence right=True.
             documents.append(torch.searchsorted(blocks.tokens.document_ends, targets, right=True))
             advance(len(starts) * blocks.context)
     return per_document(torch.cat(documents), torch.cat(scores))

@@ -1,9 +1,9 @@
 """Independent continuations of every position of a block at once.
 
-BrierLM asks, at each position, for samples of the tokens that follow. Position by position that takes as
-many passes as there are positions. Here the block is read once, and all positions go on in parallel, each
-as a branch of its own: at every further step a branch looks at the block up to where it left it, and at
-its own steps, but not at the other branches. One mask says so.
+BrierLM needs, at each position, samples of the tokens that follow. One position at a time that takes as many forward
+passes as there are positions. Here one pass reads the block into the key/value cache, and all positions continue in
+parallel, each as a branch: at every further step a branch attends to the block up to its own position and to its own
+earlier steps, not to the other branches. An attention mask (``branch_mask``) says so.
 """
 
 import torch
@@ -36,15 +36,18 @@ def calm_continuations(
     """
     batch, count, patch_size = patches.shape
     cache = model.backbone.new_cache()
+    # Samples of one position share its hidden state; the first patch needs one pass however many are drawn.
     hidden_states = model(model.inputs(patches, autoencoder), cache).repeat(samples, 1, 1)
     leaves = torch.arange(count, device=patches.device)
     steps = -(-tokens // patch_size)
+    # From the second patch on each sample has keys and values of its own.
     if steps > 1:
         cache = cache.repeat(samples)
     drawn: list[Tensor] = []
     latents = torch.empty(0)
     for step in range(steps):
         if step:
+            # Positions follow each branch's leaf, not the cache's length: rotary embeddings see them as neighbours.
             mask = branch_mask(leaves, count, step)
             hidden_states = model(model.inputs(drawn[-1], autoencoder, latents), cache, leaves + step, mask)
         latents = model.head.sample(hidden_states, model.head.sampling_draws((samples * batch, count), generator))
@@ -63,6 +66,7 @@ def transformer_brier(
     batch, length = token_ids.shape[0], token_ids.shape[1] - 1
     cache = model.backbone.new_cache()
     probabilities = model(token_ids[:, :-1], cache).float().softmax(dim=-1)
+    # The targets' probabilities are exact, so the accuracy term has no sampling error.
     of_targets = probabilities.gather(-1, token_ids[:, 1:, None]).squeeze(-1).log()
     windows = of_targets.unfold(1, MAX_TOKENS, 1)[:, leaves]
 
@@ -92,7 +96,9 @@ def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 
     One random number a position instead of one a token of the vocabulary, which would take longer than the model.
     """
+    # In float64: float32 sums over a large vocabulary would round rare tokens away.
     sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
     uniform = torch.rand(*sums.shape[:-1], 1, generator=generator, dtype=torch.float64, device=generator.device)
+    # Scaled by the last sum, which is not exactly 1; right=True never picks a token of probability 0.
     token_ids = torch.searchsorted(sums, uniform * sums[..., -1:], right=True).squeeze(-1)
     return token_ids.clamp(max=probabilities.shape[-1] - 1)

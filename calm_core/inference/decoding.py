@@ -57,6 +57,7 @@ def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int) -
     """Prompts of any lengths, none included, as one batch; the last token of each ends the last patch."""
     lengths = [max(1, -(-len(prompt) // patch_size)) for prompt in prompts]
     width = max(lengths) * patch_size
+    # Padding on the left: the next patch then stands at the same place in every row.
     rows = [[end_of_text] * (width - len(prompt)) + prompt for prompt in prompts]
     return Prompts(torch.tensor(rows), torch.tensor([max(lengths) - length for length in lengths]))
 
@@ -76,7 +77,7 @@ def calm_steps(
         if sampling.temperature == 1:
             latents = model.head.sample(hidden_states, model.head.sampling_draws((len(once),), generator))
             chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool())
-            latents = latents[:, None]
+            latents = latents[:, None]  # a model that is fed latents gets those that the patch was decoded from
         else:
             chosen = _sharpened(model, autoencoder, hidden_states, sampling, generator)
         yield Step(*chosen)

@@ -164,7 +164,7 @@ def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: P
             beginnings.append(" ".join(text[: 2 * BEGINNING].split())[:BEGINNING])
             advance()
             if settings.tokens and writer.tokens > settings.tokens + BATCH_TOKENS:
-                break
+                break  # of a large corpus only what is evaluated is tokenised
     writer.flush()
     return beginnings
 

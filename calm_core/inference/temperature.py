@@ -63,7 +63,8 @@ def exact_temperature(
     whole, fraction = _split_exponent(temperature)
     open_rows = torch.arange(rows, device=generator.device)
     draws, exact = torch.zeros_like(open_rows), torch.ones_like(open_rows, dtype=torch.bool)
-    places, symbols = [], []
+    places, symbols = [], []  # rows that are done and their symbols, in the order in which they were
+    # A round may begin in one block of draws and end in the next: begun, seen and skip carry it over.
     seen = skip = torch.zeros_like(open_rows)
     begun: Tensor | None = None
     asked, block = 0, 1 if temperature == 1 else FIRST_BLOCK
@@ -78,6 +79,7 @@ def exact_temperature(
         still = ~reading.won
         open_rows, seen, skip, begun = open_rows[still], reading.seen[still], reading.skip[still], value[still][None]
         asked += len(fresh)
+        # Blocks grow, since rows that are still open are the expensive ones, and are bounded in memory.
         block = min(2 * block, LARGEST_BLOCK)
     if len(open_rows):
         if fallback_draws is None:
@@ -130,6 +132,7 @@ def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator
     ids_by_row = ids * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)
     _, distinct, multiplicity = torch.unique(ids_by_row, return_inverse=True, return_counts=True)
     counts = multiplicity[distinct].T.double()
+    # The fallback of the paper: n, n - 1, ... until some symbol was seen that often.
     lowered = counts.amax(dim=1, keepdim=True).clamp(max=whole)
     exponents = lowered + fraction
     # The clamp touches only symbols that take no part: the others have c - n - a > -1.
@@ -181,6 +184,7 @@ def _read_rounds(
     """
     count, rows = len(stream) - 1, stream.shape[1]
     places = torch.arange(count + 1, device=stream.device)[:, None]
+    # The last place of the run of equal draws that each place belongs to: a round that begins there agrees so far.
     repeats = (stream[1:] == stream[:-1]).all(dim=-1)
     run_ends = torch.where(torch.nn.functional.pad(repeats, (0, 0, 0, 1)), count, places)
     run_ends[-1] = count
@@ -193,6 +197,7 @@ def _read_rounds(
     if fraction:
         heads = _next_occurrences(stream).gather(0, last.clamp(max=count))
         tails = last + _waits_for_tails(count, (seen - whole).clamp(min=0), fraction, generator)
+    # On one draw heads come first: the coin is thrown only if the draw does not equal x.
     won = agreed & (heads <= tails.clamp(max=count))
     lost = broken | (agreed & (tails < heads) & (tails <= count))
     jumps = torch.where(lost, torch.where(broken, last, tails) + 1, places)
@@ -222,6 +227,7 @@ def _waits_for_tails(count: int, flipped: Tensor, fraction: float, generator: to
     """
     rows, device = len(flipped), generator.device
     draws = torch.arange(1, count + 1, device=device)
+    # P(tails within k flips) = 1 - prod_{i <= k} (1 - a / i), inverted at a uniform number: one draw a factory.
     tails_by = 1 - (1 - fraction / draws.double()).cumprod(dim=0)
     quantiles = torch.rand(count + 1, rows, generator=generator, device=device, dtype=torch.float64)
     waits = torch.searchsorted(tails_by, quantiles, right=True) + 1

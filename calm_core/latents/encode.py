@@ -1,7 +1,7 @@
 """Encoding the corpus: the posterior of every distinct patch of the training split, once.
 
-Training draws a position's targets from here, instead of running the frozen encoder at each step of each epoch. Each
-shard of posteriors is a piece of work of its own: those that are there already, whole, are not encoded again.
+Training draws a position's targets from here, instead of running the frozen encoder at each step of each epoch. Shards
+of posteriors are kept one by one, so that an interrupted encoding resumes after the last finished shard.
 """
 
 import tempfile
@@ -42,19 +42,20 @@ def encode_corpus(
     kept: FinishedFiles | None = None,
     processes: ProcessGroup = ALONE,
 ) -> EncodedCorpus:
-    """Write the latents of ``tokens`` into ``folder``, as ``latent_files`` describes them, in bounded memory.
+    """Write the latents of ``tokens`` into ``folder``, in the format of ``latents.shards``, in bounded memory.
 
-    It goes on from the shards that an earlier, interrupted call with the same model and tokens left in ``kept``. The
-    other ``processes``, which need ``kept``, call ``help_to_encode``.
+    Resumes from the shards that an interrupted call with the same model and tokens left in ``kept``. The other
+    ``processes``, which need ``kept``, call ``help_to_encode``.
 
     Raises:
-        CalmError: the file system has not enough room for them.
+        CalmError: the file system has too little free space.
     """
     if kept is None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             return encode_corpus(model, tokens, folder, precision, FinishedFiles(Path(scratch), "encode_corpus"))
     patch_size, latent_size = model.config.patch_size, model.config.latent_size
     patches = len(tokens) // patch_size
+    # Latents are checked below, when the number of distinct patches is known.
     require_disk_space(folder, scratch_bytes(patches, patch_size), "the latents")
     with tempfile.TemporaryDirectory(dir=folder) as scratch, PatchIndex(tokens, patch_size, Path(scratch)) as index:
         shards = -(-index.distinct // SHARD_PATCHES)
@@ -64,10 +65,12 @@ def encode_corpus(
         if digests:
             kept.tell(f"goes on after {len(digests)} of {shards} shards")
         missing = [shard for shard in range(shards) if shard not in digests]
+        # Others map the patches from the scratch folder, so it stays until the barrier.
         work = processes.broadcast_object(_Work(index.path, index.distinct, missing))
         digests |= _encode_share(model, work, precision, kept, processes)
         processes.barrier()
         for shard in range(shards):
+            # Shards of other processes are found by name: their hashes were not gathered.
             digest = digests.get(shard) or kept.find(shard_name(shard))
             assert digest is not None
             kept.put(shard_name(shard), digest, folder)
@@ -77,7 +80,7 @@ def encode_corpus(
 
 @torch.no_grad()
 def help_to_encode(model: Autoencoder, precision: Precision, kept: FinishedFiles, processes: ProcessGroup) -> None:
-    """Encode this process's share of what the first of ``processes`` has ``encode_corpus`` do."""
+    """Encode this process's share of the shards, while the first of ``processes`` runs ``encode_corpus``."""
     work = processes.broadcast_object(_Work(Path(), 0, []))
     _encode_share(model, work, precision, kept, processes)
     processes.barrier()
@@ -95,6 +98,7 @@ def _encode_share(
     model: Autoencoder, work: _Work, precision: Precision, kept: FinishedFiles, processes: ProcessGroup
 ) -> dict[int, str]:
     """Encode and keep every ``processes.count``-th shard of ``work``; SHA-256 by shard."""
+    # Whole shards, so that no file has two writers.
     shards = work.shards[processes.rank :: processes.count]
     total = sum(len(_rows(shard, work.distinct)) for shard in shards)
     digests = {}
@@ -111,8 +115,11 @@ def _encode_share(
             with posterior_shard(shard, len(rows), model.config.latent_size, fresh) as file:
                 for first in range(0, len(rows), ENCODING_BATCH):
                     part = rows[first : first + ENCODING_BATCH]
+                    # A copy, since the mapping is read-only and torch wants writable memory.
                     batch = patches[part.start : part.stop].copy()
                     posterior = model.encoder.posterior(F.embedding(torch.from_numpy(batch).long(), token_states))
+                    # Float16: half the disk and memory, with a rounding far below the posterior's std
+                    # (latents/shards.py).
                     file.write("mean", first, posterior.mean.half().numpy())
                     file.write("log_std", first, posterior.log_std.half().numpy())
                     advance(len(batch))
@@ -128,7 +135,7 @@ def _rows(shard: int, distinct: int) -> range:
 def _token_states(model: Autoencoder) -> Tensor:
     """The first half of the encoder for the whole vocabulary, [vocabulary, hidden] float32.
 
-    It looks at one token at a time, so a lookup does in each patch what would be most of the work.
+    These layers see one token at a time, so a table lookup replaces most of the work of each patch.
     """
     token_ids = torch.arange(model.config.vocabulary_size)
     return torch.cat([model.encoder.token_states(batch).float() for batch in token_ids.split(ENCODING_BATCH)])

@@ -1,4 +1,4 @@
-"""The encoded corpus: posteriors of the distinct patches, and which patch stands where.
+"""The encoded corpus: posteriors of the distinct patches, and the index of each patch of the stream into them.
 
 ``posteriors-NNNNN.safetensors`` hold ``mean`` and ``log_std`` [distinct, latent] in float16, whose rounding
 (a part in two thousand) is far below the posterior's own spread; ``index.safetensors`` holds ``patches`` [patches
@@ -67,6 +67,7 @@ class LatentCorpus:
         """Raise CalmError unless the shards fit together and have every row that the index asks for."""
         sizes = [mean.shape for mean in self._mean]
         fit = all(mean.shape == log_std.shape for mean, log_std in zip(self._mean, self._log_std, strict=True))
+        # ``_gather`` finds a row's shard by division, so all but the last have to be full.
         full = all(size[0] == SHARD_PATCHES for size in sizes[:-1]) and len({size[1] for size in sizes}) == 1
         rows = sum(size[0] for size in sizes)
         first, last = self._index.aminmax() if len(self._index) else (0, -1)
@@ -77,6 +78,7 @@ class LatentCorpus:
         """Posterior, each [..., latent] float32, of the patches at ``positions`` [...] of the stream."""
         rows = self._index[positions.flatten()].long()
         shape = (*positions.shape, -1)
+        # Float32 from here on: sampling and the loss need more than float16's three digits.
         return Posterior(_gather(self._mean, rows).view(shape), _gather(self._log_std, rows).view(shape))
 
 
@@ -85,6 +87,7 @@ def _gather(shards: list[Tensor], rows: Tensor) -> Tensor:
         return shards[0][rows].float()
     gathered = torch.empty(len(rows), shards[0].shape[1])
     shard_of = rows // SHARD_PATCHES
+    # One indexed read a shard: rows are random, and the files may be far larger than memory.
     for shard in shard_of.unique().tolist():
         here = shard_of == shard
         gathered[here] = shards[shard][rows[here] % SHARD_PATCHES].float()

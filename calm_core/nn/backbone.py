@@ -36,11 +36,11 @@ class BackboneConfig:
 class KeyValueCache:
     """Keys and values of the positions seen so far, [batch, key_value_heads, positions, head_size] each.
 
-    Notable: room for them doubles when it is full, so that a step writes its own positions and copies no others.
+    Notable: a full buffer doubles, so that a step writes its own positions and copies no others.
     """
 
     def __init__(self, layers: int) -> None:
-        # Of each layer a buffer [2, batch, key_value_heads, room, head_size], and how many positions it holds.
+        # For each layer a buffer [2, batch, key_value_heads, capacity, head_size], and how many positions it holds.
         self._buffers: list[Tensor | None] = [None] * layers
         self._lengths = [0] * layers
 
@@ -54,7 +54,7 @@ class KeyValueCache:
         held, buffer = self._lengths[layer], self._buffers[layer]
         length = held + keys.shape[2]
         if buffer is None or length > buffer.shape[3]:
-            # What comes first is mostly a prompt, and often all: it gets the room that it needs.
+            # The first call is mostly a prompt, and often the only one: its buffer is as large as it needs.
             room = length if buffer is None else 2 * length
             grown = keys.new_empty(2, *keys.shape[:2], room, keys.shape[3])
             if buffer is not None:
@@ -62,11 +62,13 @@ class KeyValueCache:
             self._buffers[layer] = buffer = grown
         buffer[0, :, :, held:length], buffer[1, :, :, held:length] = keys, values
         self._lengths[layer] = length
+        # Views: attention reads the buffer itself.
         return buffer[0, :, :, :length], buffer[1, :, :, :length]
 
     def repeat(self, times: int) -> "KeyValueCache":
         """A cache whose batch is ``times`` copies of this one's, copy by copy."""
         copy = KeyValueCache(len(self._buffers))
+        # Copies, not expanded views: each sample appends tokens of its own.
         copy._buffers = [None if buffer is None else buffer.repeat(1, times, 1, 1, 1) for buffer in self._buffers]
         copy._lengths = list(self._lengths)
         return copy
@@ -77,8 +79,11 @@ def rotary_angles(positions: Tensor, head_size: int, theta: float) -> tuple[Tens
 
     Feature i and feature i + head_size / 2 turn together by position * theta^(-2 i / head_size).
     """
+    # Float32 also under autocast: bf16 represents no odd position above 256.
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions.float()[:, None] * theta**-exponents
+    # Half-split layout: feature i turns with feature i + head_size / 2, as in the reference, whose weights are imported
+    # without reordering.
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -115,10 +120,13 @@ class Attention(nn.Module):
 
         queries = rotate(split(self.query(hidden_states)), *angles)
         values = split(self.value(hidden_states))
-        # Angles are float32; under autocast what is multiplied next is not.
+        # Angles are float32, so rotated keys are too; attention wants one dtype, under autocast that of the values.
         keys = rotate(split(self.key(hidden_states)), *angles).to(values.dtype)
         if cache is not None:
+            # Rotated, since an angle depends on the position alone, once for all query heads that share them.
             keys, values = cache.append(layer, keys, values)
+        # is_causal aligns its mask at the first key, which is wrong as soon as keys are cached: those calls pass a mask
+        # or have a single query, which sees every key.
         attended = F.scaled_dot_product_attention(
             queries.to(values.dtype),
             keys,
@@ -166,6 +174,7 @@ class Backbone(nn.Module):
         """Set what each layer adds to its input to zero, so that training starts from the embeddings alone."""
         for layer in self.modules():
             if isinstance(layer, Layer):
+                # Both outputs of a layer: at the start each layer is the identity.
                 nn.init.zeros_(layer.attention.output.weight)
                 nn.init.zeros_(layer.mlp.down.weight)
 
@@ -184,7 +193,7 @@ class Backbone(nn.Module):
 
         Without ``cache`` the pass is causal over ``embeddings``. With one, the new positions are added to it
         and see all that it holds and, causally, one another. ``positions`` [positions] overrides
-        their numbering (by default they go on from the cache), ``mask`` [positions, all keys], true where a
+        their numbering (by default it continues the cache's), ``mask`` [positions, all keys], true where a
         position may look, overrides what they see.
         """
         held = cache.length if cache is not None else 0

@@ -50,9 +50,12 @@ def initialise(module: nn.Module, generator: torch.Generator, embedding_std: flo
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            # First, since an embedding is a matrix too, whose rows are looked up and not summed over: fan-in says
+            # nothing of it.
             if name.endswith("embedding.weight"):
                 parameter.normal_(0.0, embedding_std, generator=generator)
             elif parameter.ndim >= 2:
+                # torch stores a linear as [out, in].
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -25,6 +25,7 @@ def require_heads(hidden_size: int, heads: int, key_value_heads: int) -> None:
     """Raise ValueError unless attention heads share the features, and key/value heads serve the heads, evenly."""
     if hidden_size % heads:
         raise ValueError(f"heads {heads} does not divide hidden_size {hidden_size}")
+    # A rotation turns features in pairs.
     if hidden_size // heads % 2:
         raise ValueError(f"hidden_size / heads is {hidden_size // heads}; rotary embeddings need it even")
     if heads % key_value_heads:

@@ -51,8 +51,11 @@ def export_checkpoint(source: Path, destination: Path) -> None:
     for name, dtype in origin["dtypes"].items():
         if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
             raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
+        # Back to the dtype it was imported from; an import made it float32 without loss, bar float64.
         weights[name] = weights[name].to(DTYPES[dtype])
     with whole_directory(destination) as folder:
+        # A model that was imported gets its own config.json back, with the keys that mean nothing here; sizes come from
+        # the model.
         write_json(folder / "config.json", {**(origin["config"] or FIXED), **shape})
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         if (source / "tokenizer.json").is_file():
@@ -69,4 +72,5 @@ def _origin(path: Path) -> dict[str, Any]:
 def _named(model: nn.Module) -> Weights:
     """All tensors of ``model`` under the reference's names, second copies as tensors of their own."""
     own = model.state_dict()
+    # Clones, since safetensors refuses tensors that share memory.
     return {theirs: own[name].clone() for name, group in reference_names(model).items() for theirs in group}

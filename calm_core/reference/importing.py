@@ -52,6 +52,7 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
     origin = {"config": config, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}}
     found = tokenizer or source / "tokenizer.json"
     vocabulary = load_tokenizer(found) if tokenizer or found.is_file() else None
+    # A language model's file has its autoencoder inside; an autoencoder's file has no prefix.
     own = {name: weight for name, weight in weights.items() if not name.startswith(AUTOENCODER_PREFIX)}
     inner = {name.removeprefix(AUTOENCODER_PREFIX): weights[name] for name in weights.keys() - own.keys()}
     if not inner:
@@ -60,8 +61,10 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
             save_model(autoencoder, vocabulary, folder)
             write_json(folder / ORIGIN, origin)
         return "autoencoder"
+    # Without a config: config.json describes the language model, and shapes are enough for the autoencoder.
     autoencoder = build_autoencoder({}, inner, f"{source} ({AUTOENCODER_PREFIX}*)")
     model = build_calm(config, own, autoencoder.config, str(source))
+    # The reference counts positions, which are patches; a model's folder here counts tokens.
     context = max(1, int(_number(config, "max_position_embeddings", 2048, str(source)))) * model.config.patch_size
     with whole_directory(destination) as folder:
         save_model(model, vocabulary, folder, context)
@@ -103,6 +106,7 @@ def build_calm(config: dict[str, Any], weights: Weights, autoencoder: Autoencode
             intermediate_size=sizes.of("transformer.layers.0.mlp.gate_proj.weight")[0],
             layers=sizes.count("transformer.layers"),
             heads=heads,
+            # From the shape: config.json may leave num_key_value_heads out.
             key_value_heads=max(1, sizes.of("transformer.layers.0.self_attn.k_proj.weight")[0] // head_size),
             rope_theta=_number(config, "rope_theta", 10_000.0, source),
         ),
@@ -126,6 +130,8 @@ def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig
     if sizes.has("generative_head.net."):
         blocks = sizes.count("generative_head.net.res_blocks")
         outputs = sizes.of("generative_head.net.final_layer.linear.weight")[0]
+        # Both heads have the same network and tensor names; only the output's width differs: a velocity, or noise and
+        # variance.
         if outputs == latent_size:
             return FlowHeadConfig(blocks)
         if outputs == 2 * latent_size:  # the noise and the variance
@@ -134,6 +140,7 @@ def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig
             f"{source}: the head gives {outputs} numbers; a flow head would give {latent_size}, a diffusion head "
             f"{2 * latent_size}"
         )
+    # Checkpoints have the energy head under two names, and some tools keep only one of the two.
     prefix = "generative_head" if sizes.has("generative_head.") else "mlp_generator"
     if not sizes.has(f"{prefix}."):
         raise CalmError(f"{source} has no head: no tensor is named generative_head.* or mlp_generator.*")
@@ -141,7 +148,7 @@ def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig
 
 
 class _Sizes:
-    """Shapes by name; a name that is missing is told as such."""
+    """Shapes by name; a missing name is an error that names it."""
 
     def __init__(self, weights: Weights, source: str) -> None:
         self._weights, self._source = weights, source
@@ -151,6 +158,7 @@ class _Sizes:
         if name not in self._weights:
             raise CalmError(f"{self._source} is refused: lacks {name}, which tells its sizes")
         shape = tuple(self._weights[name].shape)
+        # Sizes are divided by each other: one of 0 must not get so far.
         if len(shape) != 2 or 0 in shape:
             raise CalmError(f"{self._source} is refused: wrong shape {name} {list(shape)}, a matrix is needed")
         return shape[0], shape[1]
@@ -162,17 +170,20 @@ class _Sizes:
     def count(self, prefix: str) -> int:
         """How many layers are numbered after ``prefix``."""
         numbers = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in self._weights]
+        # Counted by distinct numbers: a gap shows below, as tensors that are missing.
         return len({number[1] for number in numbers if number})
 
 
 def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[str], source: str) -> Any:
     """A model of ``shape`` that holds ``weights``, or CalmError with all that is missing, left over or misshapen."""
+    # For names and shapes alone; the file's tensors become the parameters below.
     with torch.device("meta"):
         model: nn.Module = model_class(shape)
     own, names = model.state_dict(), reference_names(model)
     copies = {name: [theirs for theirs in names[name] if theirs in weights] for name in own}
     # Tools that save no tensor twice drop one copy, with all that stands under its first name.
     first_names = {name.split(".")[0] for name in weights}
+    # A second copy may be missing: the tied output matrix, or the whole second name of the energy head.
     lacking = [
         theirs
         for name, found in copies.items()
@@ -201,6 +212,7 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
         raise CalmError(f"{source} is refused: {told}")
     for found in copies.values():
         for second in found[1:]:
+            # Two names for one tensor may differ in a file that was edited; picking one would change the model.
             if not torch.equal(weights[second], weights[found[0]]):
                 raise CalmError(f"{source} is refused: {second} differs from {found[0]}; here they are one tensor")
     model.load_state_dict({name: weights[found[0]].float() for name, found in copies.items()}, assign=True)
@@ -209,6 +221,7 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
 
 def _disagreements(config: dict[str, Any], shape: dict[str, Any]) -> list[str]:
     """Where config.json contradicts the weights, or asks for what no model here can do."""
+    # A key that config.json lacks contradicts nothing.
     wrong = [
         f"{key} is {config[key]!r}, the weights have {value!r}"
         for key, value in shape.items()

@@ -1,7 +1,7 @@
 """What the reference implementation calls our weights and our sizes.
 
-One table of patterns from our names to theirs serves both directions: a name is translated once, for a model that
-exists, and an importer looks the translations up. Layers that we keep in two lists stand in one of theirs.
+One table of patterns from our names to theirs serves both directions: export translates the names of a model, and
+import builds the model first and looks up the translations. Layers that we keep in two lists are in one of theirs.
 """
 
 import re
@@ -105,14 +105,17 @@ def _autoencoder_names(name: str, model: Autoencoder) -> list[str]:
     config = model.config
     second = {"encoder.patch_layers": config.encoder_layers // 2, "decoder.token_layers": config.decoder_layers // 2}
     for ours, offset in second.items():
+        # The second list of ours continues the numbering of the first.
         if found := re.match(rf"{re.escape(ours)}\.(\d+)", name):
             side = ours.split(".")[0]
             name = f"{side}.{side}_layers.{int(found[1]) + offset}{name[found.end() :]}"
     theirs = _translate(name, _AUTOENCODER)
+    # Tied here, two names there.
     return [theirs, OUTPUT_MATRIX] if theirs == "encoder.embed_tokens.weight" else [theirs]
 
 
 def _translate(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    # In order, each on what the ones before it made: the table's later patterns rely on that.
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -36,6 +36,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Weights]:
         raise CalmError(f"{path} names no shards: it has no weight_map")
     weights: Weights = {}
     for name in sorted({str(shard) for shard in shards.values()}):
+        # An index comes from elsewhere, too: a name with a folder in it could read any file.
         if Path(name).name != name or name in ("", ".."):
             raise CalmError(f"{path} names the shard {name!r}, which lies outside its folder")
         weights |= _read_weights(folder / name)
@@ -80,6 +81,7 @@ def _require_stored(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             sizes = [(entry.file_size, entry.compress_size) for entry in archive.infolist()]
+        # Also the sum: entries of an archive may overlap, and then claim more bytes than the file has.
         if any(size != stored for size, stored in sizes) or sum(size for size, _ in sizes) > path.stat().st_size:
             raise CalmError(f"{path} cannot be read: its archive is compressed, which torch.save does not do")
 

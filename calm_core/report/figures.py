@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 
+# Before pyplot is imported, which otherwise looks for a display.
 matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,9 @@ from matplotlib.figure import Figure
 
 CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
 STYLE: Any = {
+    # Ids of elements are hashes, by default with a random salt: the same data would give another file each time.
     "svg.hashsalt": "calm",
+    # Text stays text, in the reader's font: small, and searchable.
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -37,6 +40,7 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         for name, model in models.items():
+            # The interval as a line with two dashes as ends, and the point on it.
             low, high = model["brierlm_ci95"]
             score, flops = model["brierlm"], model["training_flops"]
             axes.plot([flops, flops], [low, high], color=model["colour"], marker="_", markersize=10, linewidth=2)
@@ -52,6 +56,7 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM (higher is better)")
         smallest = min(model["training_flops"] for model in models.values())
         largest = max(model["training_flops"] for model in models.values())
+        # Room on the right for the labels, which stand beside their points.
         axes.set_xlim(smallest / 2, largest * 4)
         axes.set_ylim(bottom=0)
         axes.set_title("Quality against training compute")
@@ -72,6 +77,8 @@ def brierlm_against_cross_entropy(checkpoints: list[dict[str, Any]]) -> str:
         for row in (checkpoints[0], checkpoints[-1]):
             place = (row["cross_entropy_nats"], row["brierlm"])
             axes.annotate(f"step {row['step']:,}", place, (6, 6), textcoords="offset points")
+        # Cross entropy falls during training, so training goes to the right, and both measures improve to the upper
+        # right.
         axes.invert_xaxis()
         axes.margins(x=0.15)
         axes.set(xlabel="cross entropy, nats a token (training goes to the right)", ylabel="BrierLM")
@@ -103,8 +110,10 @@ def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
 def svg(figure: Figure) -> str:
     """``figure``, drawn under ``STYLE``, as SVG text from its first tag on; the figure is closed."""
     text = io.StringIO()
+    # Without the date, which would make each file another.
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
+    # Inside a page an SVG has no XML declaration and no document type.
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

@@ -42,6 +42,8 @@ def render_report(
     machine: dict[str, str],
 ) -> str:
     """The page as text; arguments are the contents of results/*.json and what the report stage gathers."""
+    # Strict: a key that a result lacks stops the report, where the default would leave an empty cell. Autoescape, since
+    # sample texts hold anything.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )

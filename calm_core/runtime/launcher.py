@@ -1,4 +1,4 @@
-"""What torchrun, or another launcher that speaks its variables, says of this process in the environment."""
+"""Rank and world size of this process, from the environment variables that torchrun and its like set."""
 
 import os
 

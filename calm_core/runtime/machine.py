@@ -42,6 +42,7 @@ def processor() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    # Torch picks its kernels by this; other kernels add in another order and round differently.
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{names[0] if names else platform.processor() or platform.machine()} ({capability})"
 

@@ -1,7 +1,7 @@
 """Threads and bf16: what the machine at hand does fast.
 
 bf16 matrix products run several times faster than float32 where the processor has units for them (AVX512-BF16,
-AMX, any recent GPU), and several times slower where they are emulated; "auto" looks.
+AMX, any recent GPU), and several times slower where they are emulated; "auto" detects which.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ def set_threads(threads: Literal["auto"] | int) -> int:
     Also lets the process keep the memory that it frees, see ``keep_freed_memory``.
     """
     keep_freed_memory()
+    # The cores that this process may use: fewer than the machine has in a container or under taskset.
     cores = len(os.sched_getaffinity(0)) // processes_here()
     count = max(1, cores) if threads == "auto" else threads
     torch.set_num_threads(count)
@@ -44,6 +45,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
+    # mallopt takes an int: the largest thresholds that can be asked for, and a heap that grows by 64 MiB.
     largest = 2**31 - 1
     mallopt(M_MMAP_THRESHOLD, largest)
     mallopt(M_TRIM_THRESHOLD, largest)

@@ -1,9 +1,9 @@
-"""The processes that train one model together: this one's rank, its chunk of a batch, and the collectives they use.
+"""The process group of a distributed training: rank, the rank's chunk of a batch, and the collectives.
 
 Notable:
-- a single process is a group of one, whose collectives do nothing: callers never ask whether there are others;
-- a batch is a function of its step alone, and each rank takes its rows of it, so N processes see what one sees;
-- decisions (stop now, save now) are collectives over gloo on the CPU, so that none waits for a GPU.
+- a single process is a group of one whose collectives do nothing, so callers have no special case for it;
+- a batch is a function of its step alone and each rank takes its rows of it, so N processes see the data of one;
+- decisions (stop now, save now) are all-reduced over gloo on the CPU, without synchronising a GPU.
 """
 
 import os
@@ -25,7 +25,7 @@ from calm_core.runtime.launcher import is_one_of_many
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)
-"""How long a collective waits for processes that live, as for one that hashes a corpus; gloo notices dead ones."""
+"""Timeout of collectives: a rank may hash or index a corpus meanwhile. gloo detects dead ranks without a timeout."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files and tells people."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def chunk(self, rows: int) -> range:
@@ -50,6 +50,7 @@ class ProcessGroup:
         """For each of ``flags`` whether it is true in any of the processes."""
         if self.count == 1:
             return flags
+        # The maximum of 0 and 1 is a logical or.
         together = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(together, dist.ReduceOp.MAX)
         return [bool(flag) for flag in together.tolist()]
@@ -57,6 +58,7 @@ class ProcessGroup:
     def mean(self, values: Tensor) -> Tensor:
         """The mean of ``values``, of the same shape everywhere, over the processes."""
         if self.count > 1:
+            # all_reduce writes in place, and the caller's tensor may still be in use.
             values = values.clone()
             dist.all_reduce(values)
             values /= self.count
@@ -71,7 +73,7 @@ class ProcessGroup:
         return values[0]
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has reached this point."""
         if self.count > 1:
             dist.barrier()
 
@@ -90,9 +92,9 @@ def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[ProcessGroup]:
     if not is_one_of_many():
         yield ProcessGroup(device=device)
         return
-    # With a device's own backend beside it, gloo stays there for CPU tensors.
+    # NCCL handles GPU tensors only; gloo stays beside it for tensors on the CPU.
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    # After a restart torchrun's store still has the addresses of processes that are gone.
+    # After a restart torchrun's store still holds the addresses of the previous attempt; the prefix hides them.
     store, rank, count = next(rendezvous("env://"))
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
@@ -108,5 +110,6 @@ def _device(device_type: Literal["cpu", "cuda"]) -> torch.device:
     if not torch.cuda.is_available():
         raise CalmError("runtime.device is cuda, but torch finds no CUDA device; use cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    # The current device would otherwise be GPU 0 in every process.
     torch.cuda.set_device(device)
     return device

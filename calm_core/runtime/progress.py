@@ -26,7 +26,7 @@ _SECONDS = 15
 
 
 class Advance(Protocol):
-    """Tells that ``done`` more units are finished; ``note`` is shown beside."""
+    """Reports that ``done`` more units are finished; ``note`` is shown beside."""
 
     def __call__(self, done: int = 1, note: str = "") -> None: ...
 
@@ -38,6 +38,7 @@ def progress(name: str, total: int | None, unit: str, done: int = 0) -> Iterator
     ``done`` units were finished before.
     """
     console = Console(stderr=True)
+    # On standard error, so that a command's output can be piped; a bar in a log file would be thousands of lines.
     if console.is_terminal:
         with _bar(console, unit) as bar:
             task = bar.add_task(name, total=total, completed=done, note="")
@@ -81,10 +82,12 @@ def _lines(name: str, total: int | None, unit: str, earlier: int) -> Advance:
         if total is None:
             due = now - last >= _SECONDS
         else:
+            # A line each time another tenth is complete, however large a step of ``done`` is.
             due = before * _LINES // total != done_units * _LINES // total
         if not due:
             return
         last = now
+        # Without the units of an earlier process, whose time is not known here.
         rate = (done_units - earlier) / max(now - started, 1e-9)
         line = f"{name}: {done_units:,}" + ("" if total is None else f"/{total:,}") + f" {unit}, {_short(rate)}/s"
         if total is not None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back while something must not break off in the middle."""
+"""Ctrl-C and SIGTERM, deferred while a block of work must not be interrupted."""
 
 import signal
 import threading
@@ -11,11 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C and SIGTERM while the block runs; the block asks the yielded function whether one has come.
+    """Defer Ctrl-C and SIGTERM while the block runs; the yielded function returns whether one has come.
 
-    At the end of the block what has come is delivered to whoever handled it before: Ctrl-C then raises
-    KeyboardInterrupt, unless the program has other plans. Outside the main thread, which alone receives signals,
-    nothing is held back.
+    At the end of the block the signal is delivered to the previous handler: by default, Ctrl-C then raises
+    KeyboardInterrupt. Outside the main thread, which alone receives signals, nothing is deferred.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -29,6 +28,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     finally:
+        # Restored before the signal is raised again, so that the previous handler gets it.
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:

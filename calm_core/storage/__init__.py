@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, resumed, and models as folders that describe themselves.
+"""Files: written atomically, hashed, resumed, and models as folders that describe themselves.
 
 May import: runtime, errors. Begin with: atomic.py; model_folder.py is what a trained model is on disk.
 """

@@ -1,7 +1,7 @@
-"""Files and folders are written whole or not at all: somewhere else first, then renamed.
+"""Atomic writes: files and folders are written under a temporary name, then renamed.
 
-A rename is one step for the file system, so whoever reads a path finds what stood there before or all of what is new,
-whenever the writing process was killed. ``move_into_place`` also has the content on the disk before it has its name.
+A rename is atomic, so a reader finds the old content or all of the new, even if the writer is killed.
+``move_into_place`` also survives a crash of the machine: it flushes the content to disk before the rename.
 """
 
 import contextlib
@@ -14,11 +14,12 @@ from pathlib import Path
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A fresh folder that becomes ``path``, in place of what stood there, once the block ends without an error.
+    """A fresh folder that replaces ``path`` once the block ends without an error.
 
     If the block raises, ``path`` stays as it was and the fresh folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside ``path``, since a rename works within one file system only.
     fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -28,6 +29,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    # Two renames, since none replaces a folder that is not empty. Between them ``path`` is missing, never half written.
     if path.exists():
         path.rename(old)
     fresh.rename(path)
@@ -35,7 +37,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path``, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     try:
@@ -48,10 +50,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder inside ``folder`` for files that are not whole yet; whatever is left in it goes at the end.
+    """An empty folder inside ``folder`` for unfinished files; it is removed at the end with all that is left in it.
 
-    Libraries put temporary files of their own beside what they write. A killed process leaves them here, where the
-    next one removes them.
+    Libraries create temporary files of their own beside what they write. Those of a killed process are here, too, and
+    the next one removes them.
     """
     scratch = folder / ".new"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -63,9 +65,10 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def move_into_place(fresh: Path, path: Path) -> None:
-    """Rename ``fresh``, on the same file system, to ``path``: its content first, then its name reach the disk."""
+    """Rename ``fresh``, on the same file system, to ``path``: flushes the content, renames, flushes the folder."""
     _reach_disk(fresh)
     os.replace(fresh, path)
+    # The name is an entry of the folder, which has to be flushed as well.
     _reach_disk(path.parent)
 
 

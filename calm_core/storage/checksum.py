@@ -1,4 +1,4 @@
-"""The hash by which artefacts are told apart."""
+"""The hash that identifies artefacts."""
 
 import hashlib
 from pathlib import Path

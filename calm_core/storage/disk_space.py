@@ -1,4 +1,4 @@
-"""Whether a file system has room for what is about to be written: told before hours of work, not after."""
+"""Whether a file system has space for what is about to be written, checked before hours of work and not after."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,8 @@ from calm_core.errors import CalmError
 
 
 def require_disk_space(path: Path, needed_bytes: int, purpose: str) -> None:
-    """Raise CalmError unless the file system of ``path`` has room for ``needed_bytes``."""
+    """Raise CalmError unless the file system of ``path`` has ``needed_bytes`` free."""
+    # The folder itself may not be there yet; its file system is that of the nearest parent.
     existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:

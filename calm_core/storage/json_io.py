@@ -1,4 +1,4 @@
-"""JSON files: written whole or not at all, read with an error that names the file."""
+"""JSON files: written atomically, read with an error that names the file."""
 
 import json
 import math
@@ -13,7 +13,7 @@ LARGEST_JSON = 1 << 26
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path``, whole or not at all; keys keep their order."""
+    """Write ``value`` as indented JSON to ``path``, atomically; keys keep their order."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -25,6 +25,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise CalmError(f"{path} has more than {LARGEST_JSON:,} bytes; delete it and run `dvc repro`")
+        # Both hooks: Python's parser takes NaN as a constant, and 1e999 as a float that is infinite.
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise CalmError(f"{path} is missing; `dvc repro` makes it") from None

@@ -2,7 +2,7 @@
 
 config.json holds the kind of model, the context it was trained with and its shape; model.safetensors the
 float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoencoder in a folder inside its own. The
-model card, README.md, comes later in the pipeline (``model_card``).
+model card, README.md, is written later in the pipeline (``report.model_card``).
 """
 
 import json
@@ -27,7 +27,7 @@ AUTOENCODER = "autoencoder"
 
 
 def save_model(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, context_tokens: int | None = None) -> None:
-    """Write a model whose ``config`` is a dataclass into ``folder``, file by file, each whole or not at all.
+    """Write a model whose ``config`` is a dataclass into ``folder``, each file atomically.
 
     ``context_tokens`` is the context that a language model was trained with.
     """
@@ -38,6 +38,7 @@ def save_model(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, cont
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     save_tensors(weights, folder / "model.safetensors")
     if tokenizer is not None:
+        # tokenizer.save is not atomic by itself.
         with scratch_folder(folder) as scratch:
             tokenizer.save(str(scratch / "tokenizer.json"))
             move_into_place(scratch / "tokenizer.json", folder / "tokenizer.json")
@@ -48,6 +49,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CalmError(f"{folder} is no folder; a model's folder holds config.json and model.safetensors")
     values = read_json(folder / "config.json")
+    # Another project's config.json is the likely mistake, the reference's above all: it gets the command that converts
+    # it.
     known = isinstance(values, dict) and isinstance(values.get("kind"), str) and "context_tokens" in values
     if not known or not (values["context_tokens"] is None or _is_size(values["context_tokens"])):
         raise CalmError(
@@ -73,6 +76,7 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
         folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"
     )
     try:
+        # Integers would convert without an error, to a model that is merely bad.
         for name, weight in weights.items():
             if not weight.is_floating_point():
                 raise ValueError(f"{name} holds {weight.dtype}")
@@ -80,9 +84,10 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
         config_class = get_type_hints(model_class.__init__)["config"]
         # As JSON, since strict validation takes a mapping for a dataclass there alone, and no "8" or true for a size.
         config: Any = pydantic.TypeAdapter(config_class).validate_json(json.dumps(values), strict=True)
+        # No memory for sizes that config.json claims: the file's own tensors become the parameters.
         with torch.device("meta"):
             model = model_class(config)
-        # Copies, since the file may be mapped where processors read slowly, and may change under a mapping.
+        # Copies: a mapped file may lie on a slow disk, and may change under the mapping.
         copies = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
         model.load_state_dict(copies, assign=True)
     except (ValueError, TypeError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:

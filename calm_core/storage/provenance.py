@@ -1,8 +1,8 @@
-"""What artefacts were made from, and whether they are still what was written, by SHA-256.
+"""Provenance and integrity of artefacts, by SHA-256.
 
-The description beside tokens and latents names the hash of each file in the folder; that of the latents also names
-their autoencoder and their tokens. A stage that reads them looks before it works: neither a damaged shard nor parts of
-two runs thrown together end in a model that is merely bad.
+The description beside tokens and latents lists the hash of each file in the folder; that of the latents also those of
+their autoencoder and tokens. A stage verifies its inputs before it works: a damaged shard, or files of different runs
+mixed, is an error and not a worse model.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import read_json, write_json
 
 DESCRIPTION = "description.json"
-"""The file beside tokens and latents that says what they are, with the hash of each of their files."""
+"""The file that describes the tokens or latents in its folder, with the hash of each of their files."""
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "model.safetensors"
 
@@ -40,6 +40,7 @@ def require_intact(folder: Path) -> None:
                 f"{folder / name} is damaged: its SHA-256 is not the one in {DESCRIPTION}; "
                 f"delete {folder} and run `dvc repro`"
             )
+    # A shard of another run would be read with the others, since readers glob for shards.
     foreign = sorted({path.name for path in folder.glob("*.safetensors")} - expected.keys())
     if foreign:
         raise CalmError(f"{folder / foreign[0]} is not named in {DESCRIPTION}; delete {folder} and run `dvc repro`")
@@ -73,6 +74,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     description = _description(folder)
     try:
         found = dict(description.get("sha256", {}))
+        # Tokens list hashes a split, latents and the tokenizer in one table.
         for split in description.get("splits", {}).values():
             found.update(split["sha256"])
     except (AttributeError, KeyError, TypeError, ValueError):

@@ -1,8 +1,8 @@
-"""Files that a long piece of work has finished: a process that is killed loses the one that it was making, no more.
+"""The finished files of a long piece of work: a killed process loses only the file that it was writing.
 
-They lie outside the artefacts, since a stage writes those whole or not at all, in a folder that belongs to one piece of
-work alone: same params, same inputs, same code. A file's name there ends in the SHA-256 of its content, so that a
-single rename publishes both and any damage shows when it is read.
+They lie outside the artefacts, which a stage replaces as a whole, in a folder keyed by params, inputs and code. A
+file's name there ends in the SHA-256 of its content: a single atomic rename publishes both, and damage is found when it
+is read.
 """
 
 import os
@@ -23,23 +23,26 @@ class FinishedFiles:
         self.folder, self._name = folder, name
 
     def scratch(self, process: int = 0) -> AbstractContextManager[Path]:
-        """An empty folder for files that ``process`` has not finished; whatever is left in it goes at the end."""
+        """An empty folder for the unfinished files of ``process``; removed at the end with all that is left in it."""
         return scratch_folder(self.folder / f"process-{process}")
 
     def keep(self, path: Path) -> str:
-        """Move the whole file at ``path``, in the scratch folder, to the finished ones; returns its SHA-256.
+        """Move the finished file at ``path``, in the scratch folder, to the kept ones; returns its SHA-256.
 
         Raises:
-            OSError: it cannot reach the disk.
+            OSError: it cannot be flushed to disk.
         """
+        # Before the rename: the final name contains it.
         digest = sha256(path)
         move_into_place(path, self._path(path.name, digest))
         return digest
 
     def find(self, name: str) -> str | None:
-        """SHA-256 of the finished file ``name``, None if there is none; a damaged one is told of and removed."""
+        """SHA-256 of the finished file ``name``, None if there is none; a damaged one is reported and removed."""
         stem, suffix = Path(name).stem, Path(name).suffix
         pattern = re.compile(rf"{re.escape(stem)}-([0-9a-f]{{64}}){re.escape(suffix)}")
+        # Read in full to verify: a file may have been damaged since it was finished, and its hash goes into the
+        # description.
         for path in sorted(self.folder.glob(f"{stem}-*{suffix}")):
             if match := pattern.fullmatch(path.name):
                 if sha256(path) == match[1]:
@@ -57,7 +60,7 @@ class FinishedFiles:
         return self._path(name, digest).stat().st_size
 
     def put(self, name: str, digest: str, folder: Path) -> None:
-        """Have the finished file ``name`` in ``folder`` too, without taking its room twice where links are known."""
+        """Put the finished file ``name`` into ``folder`` too: as a hard link where possible, which takes no space."""
         source = self._path(name, digest)
         try:
             os.link(source, folder / name)

@@ -1,7 +1,7 @@
-"""Safetensors files larger than memory: written shapes first, then rows, a few at a time and in any order; and mapped.
+"""Safetensors files larger than memory: written row by row in any order, after the header; and memory-mapped.
 
-The bytes are those that safetensors itself writes for the same tensors, but `save_file` wants each of them whole.
-A file that is being written is not mapped: it costs no more memory than the rows that are read or written together.
+The bytes are those that safetensors itself writes for the same tensors, but `save_file` needs each tensor in memory.
+A file that is being written is not mapped, so it costs no more memory than the rows of one read or write.
 """
 
 import json
@@ -21,15 +21,15 @@ _NAMES = {code: name for name, code in _DTYPES.items()}
 
 
 def map_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of the file at ``path``, which this module wrote, read from the disk where they are looked at.
+    """The tensors of the file at ``path``, which this module wrote, memory-mapped and read-only.
 
-    Mapped for reading alone. Libraries map a file so that it could be written to, which counts as memory of the process
-    for as much as the file is long, whatever is looked at: under a limit, that is all that a corpus may have.
+    Libraries map files copy-on-write, and such a mapping counts towards the process's memory limit with its full
+    length, whatever is read of it: a corpus larger than the limit could not be opened.
 
     Raises:
         FileNotFoundError or SafetensorError: the file is missing or damaged.
     """
-    with safe_open(path, framework="np"):  # looks at the header, and whether the file is as long as it says
+    with safe_open(path, framework="np"):  # validates the header, and the file's length against it
         pass
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -56,10 +56,12 @@ class TensorFile:
             header[name] = {"dtype": _DTYPES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
             self._tensors[name] = (dtype, shape[1:], start)
         encoded = json.dumps(header, separators=(",", ":")).encode()
+        # Padded with spaces, as safetensors does, so that tensors begin at a multiple of 8 bytes.
         encoded += b" " * (-len(encoded) % 8)
         self._data = 8 + len(encoded)
         self._file = path.open("w+b")
         self._file.write(len(encoded).to_bytes(8, "little") + encoded)
+        # Zeros, without writing any: a sparse file where the file system has those.
         self._file.truncate(self._data + end)
 
     def write(self, name: str, row: int, values: np.ndarray) -> None:
@@ -77,7 +79,7 @@ class TensorFile:
         return values
 
     def flush(self) -> None:
-        """Have what is written in the file, for whoever maps it."""
+        """Pass buffered writes to the file, for readers that map it."""
         self._file.flush()
 
     def close(self) -> None:

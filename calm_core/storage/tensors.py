@@ -1,6 +1,6 @@
-"""Safetensors files: written whole or not at all, and read without trust.
+"""Safetensors files: written atomically, and read without trust.
 
-What reads them runs nothing that they hold, and takes no memory that they only claim to fill.
+Reading runs no code from a file, and allocates no memory for sizes that a file merely claims.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Expected = Mapping[str, tuple[int, tuple[str, ...]]]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``tensors``, contiguous and on the CPU, to ``path``; what stood there stays until the file is whole."""
+    """Write ``tensors``, contiguous and on the CPU, to ``path`` atomically."""
     with scratch_folder(path.parent) as scratch:
         save_file(dict(tensors), scratch / path.name, dict(metadata) if metadata else None)
         move_into_place(scratch / path.name, path)
@@ -27,18 +27,18 @@ def load_tensors(path: Path, remedy: str = "delete it and run `dvc repro`") -> d
     """The tensors of a safetensors file by name, memory-mapped.
 
     Raises:
-        CalmError: it is missing, or its header does not go with its content; ends in ``remedy``.
+        CalmError: it is missing, or its header contradicts its content; the message ends in ``remedy``.
     """
     try:
         return load_file(path)
     except MemoryError:
         raise
-    except Exception as error:  # beside SafetensorError, whatever torch says of types and shapes that it lacks
+    except Exception as error:  # SafetensorError, and what torch raises for dtypes and shapes that it lacks
         raise damaged(path, error, remedy) from None
 
 
 def damaged(path: Path, error: Exception, remedy: str = "delete it and run `dvc repro`") -> CalmError:
-    """What a user is told where reading ``path`` failed with ``error``."""
+    """The error for a user when reading ``path`` failed with ``error``."""
     return CalmError(f"{path} is missing or damaged ({one_line(error)}); {remedy}")
 
 
@@ -56,6 +56,7 @@ def read_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:
 
 def require_tensors(path: Path, found: Mapping[str, tuple[int, str]], expected: Expected) -> None:
     """Raise CalmError unless ``found``, dimensions and dtype of each tensor by name, is what is ``expected``."""
+    # Neither more nor fewer tensors: another layout of the same file is not guessed at.
     right = found.keys() == expected.keys() and all(
         found[name][0] == dimensions and found[name][1] in dtypes for name, (dimensions, dtypes) in expected.items()
     )

@@ -1,4 +1,4 @@
-"""Texts to token ids in batches: while the tokenizer encodes one, outside Python's lock, Python reads the next."""
+"""Texts to token ids in batches, pipelined: one batch is encoded, without the GIL, while Python reads the next."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +11,11 @@ from calm_core.tokens.tokenizer import end_of_text_id
 
 BATCH_DOCUMENTS = 4096
 BATCH_CHARACTERS = 1 << 20
-"""Where a batch ends, whichever is reached first. A token takes some hundred bytes while it is being encoded."""
+"""Limits of a batch, whichever is reached first. A token takes some hundred bytes while it is being encoded."""
 
 
 class EncodedDocuments(NamedTuple):
-    """Some documents in a row: their texts, their token ids one after the other, and how many each has."""
+    """Consecutive documents: their texts, their concatenated token ids, and the number of tokens of each."""
 
     texts: list[str]
     token_ids: np.ndarray
@@ -29,19 +29,23 @@ class EncodedDocuments(NamedTuple):
 def encode_documents(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[EncodedDocuments]:
     """All of ``texts`` in batches, with their token ids, an end-of-text token after each document.
 
-    While a batch is encoded, outside Python's lock, the next one is read and the last one is used.
+    While a batch is encoded, without the GIL, the next one is read and the caller uses the one before.
     """
     end_of_text = end_of_text_id(tokenizer)
 
     def encode(batch: list[str]) -> list[Encoding]:
+        # The fast variant computes no character offsets, which nobody here uses. Special tokens are added below, one
+        # rule for all tokenizers.
         return tokenizer.encode_batch_fast(batch, add_special_tokens=False)
 
+    # One thread: the tokenizer has threads of its own, and batches have to stay in order.
     with ThreadPoolExecutor(max_workers=1) as encoder:
         running: tuple[list[str], Future[list[Encoding]]] | None = None
         for batch in _batches(texts):
             before, running = running, (batch, encoder.submit(encode, batch))
             if before:
                 yield _gathered(before[0], before[1].result(), end_of_text)
+                # While the generator is suspended, the texts of the batch would stay in memory.
                 del before
         if running:
             yield _gathered(running[0], running[1].result(), end_of_text)

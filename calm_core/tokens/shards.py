@@ -24,22 +24,24 @@ from calm_core.storage.tensors import Expected, damaged, require_tensors
 
 SHARD_TOKENS = 1 << 24
 COPIED_TOKENS = 1 << 20
-"""How many pending tokens go through memory together when their shard is written."""
+"""How many pending tokens are copied at a time when their shard is written."""
 
 
 class TokenWriter:
     """Writes documents of one split to ``folder``/``split``-NNNNN.safetensors.
 
-    Token ids wait on disk for their shard to be full; memory holds eight bytes a document of it. ``shards``,
-    ``documents`` and ``tokens`` are what the split has already.
+    Token ids are buffered on disk until their shard is full; memory holds eight bytes for each of its documents.
+    ``shards``, ``documents`` and ``tokens`` are what the split has already.
     """
 
     def __init__(
         self, folder: Path, split: str, vocabulary_size: int, shards: int = 0, documents: int = 0, tokens: int = 0
     ) -> None:
         self._folder, self._split = folder, split
+        # Half the disk and page cache where 16 bits suffice.
         self._dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
         self._pending = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the writer
+        # Eight bytes an entry, where a list of Python integers takes some forty.
         self._ends = array("q")
         self._written = tokens
         self.paths: list[Path] = []
@@ -104,6 +106,7 @@ class TokenStream:
         shards = [_mapped(path, expected) for path in paths]
         self._shards = [shard["token_ids"] for shard in shards]
         self._ends = [shard["document_ends"] for shard in shards]
+        # Shards differ in length, since a document is never split over two.
         self._starts = np.cumsum([0, *map(len, self._shards)])
 
     def __len__(self) -> int:
@@ -116,6 +119,7 @@ class TokenStream:
 
     def slice(self, start: int, length: int) -> Tensor:
         """Token ids [length] int64 from position ``start`` on; must lie inside the split."""
+        # Int64, as torch indexes: converted while it is copied out of the mapping.
         token_ids = np.empty(length, np.int64)
         index, done = bisect.bisect_right(self._starts, start) - 1, 0
         while done < length:
@@ -129,6 +133,7 @@ class TokenStream:
         """Token ids [len(starts), length] int64, a row from each of ``starts``."""
         token_ids = np.empty((len(starts), length), np.int64)
         shard_of = np.searchsorted(self._starts, starts.numpy(), side="right") - 1
+        # One indexed read of each shard, not one of each window: batches have hundreds.
         for index in set(shard_of.tolist()):
             shard, rows = self._shards[index], np.flatnonzero(shard_of == index)
             offsets = starts.numpy()[rows] - self._starts[index]

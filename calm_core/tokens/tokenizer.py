@@ -26,10 +26,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[PAD, END_OF_TEXT],
+        # All 256 bytes, also those that the sample lacks: any text can then be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # A switch of the running tokenizer that tokenizer.json does not hold: ``load_tokenizer`` sets it again.
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -49,7 +51,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
             raise
         raise CalmError(f"{path} is no tokenizer.json: {one_line(error)}") from None
     end_of_text_id(tokenizer)
-    tokenizer.encode_special_tokens = True  # which, other than it sounds, takes their names for text
+    tokenizer.encode_special_tokens = True  # despite its name: names of special tokens in a text are encoded as text
     return tokenizer
 
 

@@ -13,6 +13,7 @@ NAMED_ITEMS = 8
 
 def batch_indices(step: int, batch: int, count: int, seed: int, stage: str) -> Tensor:
     """Which ``batch`` of ``count`` items step number ``step`` trains on: each once an epoch, newly shuffled."""
+    # A batch may span the end of an epoch, and several of them where the split is smaller than a batch.
     pieces: list[Tensor] = []
     position, end = step * batch, (step + 1) * batch
     while position < end:
@@ -22,9 +23,10 @@ def batch_indices(step: int, batch: int, count: int, seed: int, stage: str) -> T
     return torch.cat(pieces)
 
 
-# One epoch is in use at a time, and the next in a batch that begins it.
+# An order is a permutation of the whole split. A batch needs that of its epoch and, at the end of it, of the next.
 @lru_cache(maxsize=2)
 def _epoch_order(epoch: int, count: int, seed: int, stage: str) -> Tensor:
+    # Keyed by the epoch, so that a resumed training needs none of the epochs before.
     return torch.randperm(count, generator=generator(seed, stage, "order", epoch))
 
 

@@ -1,9 +1,8 @@
-"""Checkpoints of a training that is under way: a process that is killed loses the steps since the last one, no more.
+"""Checkpoints of a training: a killed process loses no more than the steps since the last one.
 
-They lie outside the artefacts, since DVC deletes a stage's outputs before it runs, in a folder that belongs to one
-training alone: same params, same inputs, same code (stages/interrupted.py names it). A checkpoint is one
-safetensors file whose name ends in the SHA-256 of its content, so that a single rename publishes both and
-any damage shows when it is read. The last two are kept.
+They lie outside the stage's outputs, which DVC deletes before a stage runs, in a folder keyed by params, inputs and
+code (stages/runner/resume.py). A checkpoint is one safetensors file whose name ends in the SHA-256 of its content: a
+single atomic rename publishes both, and damage is found when it is read. The last two are kept.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ SHARE = 0.01
 """The share of a training's time that writing checkpoints may take."""
 
 SHORTEST_SECONDS = 10.0
-"""How far apart checkpoints are at least; twice as much work is never lost as long as they cost little."""
+"""Shortest time between two checkpoints."""
 
 _NAME = re.compile(r"step-(?P<step>\d{8,})-(?P<sha256>[0-9a-f]{64})\.safetensors")
 
@@ -38,7 +37,7 @@ Points = list[tuple[int, dict[str, float]]]
 
 
 class Checkpoint(NamedTuple):
-    """All that a training needs to go on as if it had never stopped."""
+    """All that a training needs to resume as if it had never stopped."""
 
     step: int
     """How many steps are done."""
@@ -57,6 +56,8 @@ class CheckpointStore:
         self.folder, self._name = folder, name
         self._machine = dict(machine or {})
         self._hashes: dict[str, str] = {}
+        # Monotonic: a clock that is set while a training runs changes neither its duration nor when checkpoints are
+        # due.
         self._started = self._saved_at = time.monotonic()
         self._cost = 0.0
         self._earlier_seconds = 0.0
@@ -64,10 +65,10 @@ class CheckpointStore:
 
     @property
     def kept_files(self) -> Path:
-        """A folder for what the training makes on its way and hands over at its end.
+        """A folder for files, such as intermediate models, that the training makes on its way.
 
-        A checkpoint remembers what lay here when it was saved and is not used unless all of that is still there,
-        unchanged. Files are written whole or not at all.
+        A checkpoint records the hashes of the files here when it was saved, and is valid only while all of them are
+        there, unchanged. Whoever writes here writes atomically.
         """
         return self.folder / "kept"
 
@@ -81,13 +82,14 @@ class CheckpointStore:
         return time.monotonic() - self._saved_at >= max(SHORTEST_SECONDS, self._cost / SHARE)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write ``checkpoint``, whole or not at all, then remove all but the last ``KEPT``.
+        """Write ``checkpoint`` atomically, then remove all but the last ``KEPT``.
 
         Raises:
             OSError or SafetensorError: it cannot be written; earlier checkpoints are as they were.
         """
         started = time.monotonic()
         for name, path in self._kept().items():
+            # Kept files do not change, so each is hashed once and not at every checkpoint.
             if name not in self._hashes:
                 self._hashes[name] = sha256(path)
         record = {
@@ -96,19 +98,22 @@ class CheckpointStore:
             "seconds": self.seconds,
             "machine": self._machine,
         }
+        # The final name holds the content's hash, so it is known only after the file is written.
         with scratch_folder(self.folder) as scratch:
             fresh = scratch / "checkpoint.safetensors"
             save_tensors(checkpoint.tensors, fresh, {"record": json.dumps(record)})
             move_into_place(fresh, self.folder / f"step-{checkpoint.step:08d}-{sha256(fresh)}.safetensors")
+        # Only now that the new one is in place: at no time are there fewer intact ones than before.
         for path in self._newest_first()[KEPT:]:
             path.unlink()
         self._saved_at = time.monotonic()
+        # Writing to a slow disk makes checkpoints rarer, so that they keep to their share of the time.
         self._cost = self._saved_at - started
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint that is whole, None if there is none; damaged ones are told of and removed.
+        """The last intact checkpoint, None if there is none; damaged ones are reported and removed.
 
-        Kept files that are of later steps, or were not whole when the process was killed, are removed.
+        Kept files that it does not record, of later steps or of an interrupted write, are removed.
         """
         found = None
         paths = self._newest_first()
@@ -136,14 +141,14 @@ class CheckpointStore:
         return [path for _, path in sorted(found, key=lambda pair: int(pair[0]["step"]), reverse=True)]
 
     def _read(self, path: Path) -> Checkpoint | None:
-        """What ``path`` holds; None if it, or a kept file that it counts on, is not what was written."""
+        """The checkpoint in ``path``; None if its hash, or that of a kept file that it records, is another one."""
         match = _NAME.fullmatch(path.name)
         assert match is not None
         if sha256(path) != match["sha256"]:
             return None
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()["record"])
-            # Copies, since a mapped file cannot be removed everywhere, nor written over anywhere.
+            # Copies: the file is memory-mapped, and it will be removed when later checkpoints are saved.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         for name, expected in record["kept_files"].items():
             with contextlib.suppress(FileNotFoundError):

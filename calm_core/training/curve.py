@@ -21,6 +21,7 @@ class TrainingCurve:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add the scalars of one step; waits for no device."""
         for name, value in values.items():
+            # A sum on the device: .item() here would make every step wait for the device.
             self.sums[name] = self.sums.get(name, 0) + value
 
     def is_due(self, done: int) -> bool:
@@ -29,6 +30,7 @@ class TrainingCurve:
 
     def close_point(self, done: int, observed: Mapping[str, float]) -> dict[str, float]:
         """End the point after ``done`` steps: the means over its steps and over the processes, beside ``observed``."""
+        # The last point may close after fewer steps than the others.
         steps = (done - 1) % self._every + 1
         means = {name: total.item() / steps for name, total in self.mean_sums().items()}
         self.points.append((done, {**means, **observed}))
@@ -36,7 +38,9 @@ class TrainingCurve:
         return self.points[-1][1]
 
     def mean_sums(self) -> dict[str, Tensor]:
-        """``sums``, as means over the processes; all of them have to ask together."""
+        """``sums``, as means over the processes; a collective."""
+        # Replaced by their means, which a later mean leaves as they are: a checkpoint between two points does not
+        # change the next point, and any number of processes can resume from it.
         self.sums = {name: self._processes.mean(total) for name, total in self.sums.items()}
         return self.sums
 

@@ -1,7 +1,7 @@
-"""Whether a training is still sound: its losses and gradients are finite, and its loss has not leapt.
+"""Whether a training diverges: a loss or a gradient that is not finite, or a loss far above where it began.
 
-Looking at a number waits for the device that computes it, so the numbers of each step stay there and are looked at
-together, at every point of the training curve and before anything is saved.
+Reading a value synchronises with the device that computes it. So the values of each step stay on the device and are
+read together, at every point of the training curve and before a checkpoint is saved.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,16 +16,16 @@ from calm_core.runtime.process_group import ALONE, ProcessGroup
 LEAP = 10.0
 """How many times the loss of its first point a training's loss may reach.
 
-The first point is about what a model that knows nothing loses, so this is far beyond the ups and downs of a training
-that works, whatever the objective: it tells of a broken batch or of weights that are running away.
+The first point is about the loss of an untrained model, so ten times as much is beyond the fluctuations of any
+objective here: a batch is broken, or the weights diverge.
 """
 
 
 class Divergence:
-    """Watches the training ``name``; ``describe_batch`` tells in words what a step trains on.
+    """Checks the training ``name``; ``describe_batch`` names, for messages, what a step trains on.
 
-    ``saved`` is the number of steps after which the last checkpoint was written, 0 for none; it is there to be set. All
-    ``processes`` look together, at the mean over them, and find the same.
+    ``saved`` is the number of steps after which the last checkpoint was written, 0 for none; the loop sets it. The
+    checks are collectives over ``processes``, on means over them, so that all reach the same verdict.
     """
 
     def __init__(
@@ -36,17 +36,18 @@ class Divergence:
         self._unseen: list[tuple[int, Tensor]] = []
 
     def observe(self, step: int, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Remember loss and gradient norm, scalars, of step number ``step``; waits for no device."""
+        """Record loss and gradient norm, scalars, of step number ``step``, without synchronising."""
         self._unseen.append((step, torch.stack((loss.detach().float(), gradient_norm.detach().float()))))
 
     def require_none(self, first_loss: float | None) -> None:
-        """Look at all steps since the last look; ``first_loss`` is that of the curve's first point, None before it.
+        """Check all steps since the last call; ``first_loss`` is that of the curve's first point, None before it.
 
         Raises:
             CalmError: loss or gradient of a step is not finite, or its loss leapt; names the first such step.
         """
         if not self._unseen:
             return
+        # A NaN of one process makes the mean NaN in all: all raise, and none is left waiting in the next collective.
         rows = self._processes.mean(torch.stack([values for _, values in self._unseen])).tolist()
         for (step, _), (loss, gradient_norm) in zip(self._unseen, rows, strict=True):
             if not isfinite(loss):
@@ -59,6 +60,7 @@ class Divergence:
 
     def require_finite(self, tensors: Iterable[Tensor], done: int) -> None:
         """Raise CalmError, in all processes, if a tensor of the state after ``done`` steps is not finite in one."""
+        # The gathered state is in the first process alone, so its verdict has to reach the others.
         (broken,) = self._processes.any_rank([not all(tensor.isfinite().all() for tensor in tensors)])
         if broken:
             self._stop(done - 1, "weights or the optimiser's state are no longer finite")

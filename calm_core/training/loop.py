@@ -47,8 +47,10 @@ def train(
     run = run or Run()
     processes, steps = run.processes, training.steps
     micro_batches = _micro_batches(objective, processes, runtime.gradient_accumulation)
+    # Before the optimisers: FSDP replaces the parameters that they have to hold.
     parallel = ParallelModel(objective.model, processes, runtime.parallelism, runtime.activation_checkpointing)
     optimisers = build_optimisers(objective.model, training)
+    # The first process alone has checkpoints, but saving one is a collective: all have to know whether it will happen.
     resumable = processes.broadcast_object(run.checkpoints is not None)
     first, points, sums = _resume(run, objective.model, optimisers)
     curve = TrainingCurve(steps, points, sums, processes)
@@ -68,9 +70,11 @@ def train(
             set_learning_rates(optimisers, step, training)
             loss, terms, features = _forward(objective, step, micro_batches, parallel, runtime.precision, processes)
             gradient_norm = training_step(objective.model, optimisers, loss, training.gradient_clip)
+            # Neither of these two reads a value, so that the device works on while Python prepares the next step.
             divergence.observe(step, terms["loss"], gradient_norm)
             curve.add(terms)
             if curve.is_due(done):
+                # Before the point is logged: no NaN reaches the curve.
                 divergence.require_none(curve.first_loss)
                 observed = parallel.no_grad_forward(partial(objective.observe, features))
                 point = curve.close_point(done, observed)
@@ -79,12 +83,15 @@ def train(
                 note = f"loss {point['loss']:.4g}"
             advance(tokens, note)
             if done in run.kept_after:
+                # A collective, so every process calls it although only the first one keeps the result.
                 kept = parallel.full_model()
                 if run.is_first:
                     run.keep(done, kept)
-            # One process may be told to stop before the others are: all act in the same step.
+            # A signal may reach one process earlier, and the first one alone knows the time: all act in the same step.
             due = run.checkpoints is not None and run.checkpoints.due()
             stop, due = processes.any_rank([asked_to_stop(), due])
+            # The last step is saved too: a stage that fails while it writes its outputs then resumes without training
+            # again.
             if resumable and (stop or due or done == steps):
                 divergence.require_none(curve.first_loss)
                 _save(run, done, objective.model, optimisers, curve, divergence)
@@ -101,6 +108,7 @@ def training_step(
     Gradients of earlier micro-batches are added. Returns the norm before it was clipped, a scalar.
     """
     loss.backward()
+    # Under FSDP the norm is a DTensor.
     norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), gradient_clip))
     for optimiser in optimisers:
         optimiser.step()
@@ -115,6 +123,7 @@ def _micro_batches(objective: Objective[Any, Any], processes: ProcessGroup, accu
             f"{objective.name}: a batch of {objective.rows} is not divisible by {processes.count} processes times "
             f"runtime.gradient_accumulation {accumulation}; change one of them"
         )
+    # Equal parts: the mean over micro-batches and processes is then the mean over the batch.
     chunk = processes.chunk(objective.rows)
     size = len(chunk) // accumulation
     return [chunk[start : start + size] for start in range(0, len(chunk), size)]
@@ -138,6 +147,8 @@ def _forward(
     for rows in micro_batches:
         is_last = rows is micro_batches[-1]
         batch = on_device(objective.batch(step, rows), processes.device)
+        # DDP wants the forward pass inside no_sync too. The backward pass is outside of autocast, as torch advises;
+        # that of the last micro-batch, in ``training_step``, averages the gradients over the processes.
         with nullcontext() if is_last else parallel.no_sync():
             with autocast(precision, processes.device):
                 result: Loss = parallel.forward(partial(objective.loss, batch))
@@ -155,6 +166,7 @@ def _forward(
 def _resume(run: Run, model: nn.Module, optimisers: Optimisers) -> tuple[int, Points, Mapping[str, Tensor]]:
     """Restore the last checkpoint of ``run``, if there is one: steps done, points of the curve, sums since the last."""
     found = run.checkpoints.latest() if run.checkpoints is not None else None
+    # The first process reads; steps, points and sums are small enough to broadcast as one object. Weights are not.
     mine = (0, [], {}) if found is None else (found.step, list(found.curve), _sums(found.tensors))
     step, points, sums = run.processes.broadcast_object(mine)
     if step:
@@ -166,6 +178,7 @@ def _save(
     run: Run, done: int, model: nn.Module, optimisers: Optimisers, curve: TrainingCurve, divergence: Divergence
 ) -> None:
     """Write a checkpoint after ``done`` steps; all processes take part, and all raise if the state is not finite."""
+    # Both lines are collectives. The state of all processes but the first is empty beside the sums.
     sums = {f"{_SUM}{name}": total.cpu() for name, total in curve.mean_sums().items()}
     state = gather_state(model, optimisers) | sums
     divergence.require_finite(state.values(), done)
@@ -185,5 +198,6 @@ def _sums(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _log_again(run: Run, name: str, first: int, steps: int, points: Points) -> None:
     if first:
         print(f"{name}: goes on after step {first} of {steps}", file=sys.stderr, flush=True)
+    # DVC deleted the curve's files, an output of the stage, before the stage ran again.
     for done, values in points:
         run.log(done, values)

@@ -21,7 +21,7 @@ class Loss(NamedTuple):
     terms: Mapping[str, Tensor] = {}
     """Scalars that are logged beside it, without gradients."""
     features: Tensor | None = None
-    """What ``Objective.observe`` wants to see of the forward pass, without gradients."""
+    """What ``Objective.observe`` needs of the forward pass, without gradients."""
 
 
 class Objective(Protocol, Generic[Model, Batch]):

@@ -26,11 +26,15 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     ``matrices`` is a float32 batch [n, rows, columns]; the result has its shape.
     """
     a, b, c = NEWTON_SCHULZ
+    # The Gram matrix is the smaller of the two; a transposed matrix has the transposed answer.
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
+    # The Frobenius norm bounds the largest singular value: all start in [0, 1], where the iteration converges. The
+    # summand keeps a matrix of zeros at zero.
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
+        # a x + (b G + c G^2) x with G = x x^T, two fused products.
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
@@ -48,6 +52,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
+            # A batch of small matrices is one product; one by one, the overhead of each call dominates.
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -56,7 +61,10 @@ class Muon(torch.optim.Optimizer):
                 # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
                 directions = [full_tensor(self._nesterov(p, group["momentum"])) for p in parameters]
                 updates = orthogonalise(torch.stack(directions)).unbind()
+                # Decoupled weight decay, as in AdamW: scaled by the learning rate and kept out of the momentum.
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                # An orthogonal update has singular values near 1; the factor keeps the size of what it does to
+                # activations independent of the matrix's shape (ibid.).
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 sharded = [shard_like(update, p) for update, p in zip(updates, parameters, strict=True)]
                 torch._foreach_add_(parameters, sharded, alpha=-scale)
@@ -66,6 +74,7 @@ class Muon(torch.optim.Optimizer):
         state: dict[str, Any] = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
+        # An average instead of a sum: a constant factor, which orthogonalisation removes.
         state["momentum"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(state["momentum"], momentum)
 
@@ -81,6 +90,8 @@ def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.o
     embeddings: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        # By name, since a shape does not say that rows are looked up. "output." is the Transformer's output matrix: a
+        # row a token, too, and no map between hidden layers.
         if name.endswith("embedding.weight"):
             embeddings.append(parameter)
         elif parameter.ndim == 2 and not name.startswith("output."):
@@ -96,7 +107,7 @@ def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.o
         optimisers.append(Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay))
     else:
         groups.append({"params": matrices})
-    # A CALM that is fed latents has no embeddings; torch gathers the state of several optimisers without empty groups.
+    # A CALM that is fed latents has no embeddings, and torch cannot gather optimiser state with an empty group.
     groups = [group for group in groups if group["params"]]
     decay = training.weight_decay
     optimisers.append(
@@ -113,6 +124,7 @@ def learning_rate_factor(step: int, training: TrainingParams) -> float:
 
     Linear warm-up over ``warmup_steps``, then constant, or down to zero along a line or half a cosine.
     """
+    # step + 1, so that the first step already moves; rest stays below 1, so that the last one still does.
     warmup = min(1.0, (step + 1) / max(1, training.warmup_steps))
     rest = max(0, step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     if training.schedule == "linear":

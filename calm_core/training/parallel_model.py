@@ -1,13 +1,11 @@
-"""One model in several processes, from outside: copies that average gradients (DDP), or shards (FSDP2).
+"""Data parallelism around an unchanged model: replicas that average gradients (DDP), or shards (FSDP2).
 
 Notable:
-- the model's own code stays as it is. Whatever a step does with it runs inside ``ParallelModel.forward``, so that DDP
-  and FSDP find a forward pass to hook into;
-- FSDP shards each layer on its own and the rest, such as embeddings, as one; weights, gradients and optimiser state
-  stay sharded, and only the layer at work is gathered;
-- autocast casts as in one process, so that the numbers are those of one process.
-
-torch's DistributedDataParallel and fully_shard do the work.
+- model code stays single-device: a step calls the model inside ``ParallelModel.forward``, the one forward pass that the
+  hooks of torch's DistributedDataParallel and fully_shard see;
+- FSDP shards each layer on its own and the rest, such as embeddings, as one group; weights, gradients and optimiser
+  state stay sharded, and a layer's weights are gathered while it computes;
+- mixed precision comes from autocast, not from FSDP's policy, so that the numbers are those of one process.
 """
 
 import contextlib
@@ -32,7 +30,7 @@ T = TypeVar("T")
 
 
 class ParallelModel(Generic[Model]):
-    """``model``, made ready on the device of ``processes`` and changed in place.
+    """``model``, moved to the device of ``processes`` and wrapped for them, in place.
 
     With ``activation_checkpointing`` a layer's activations are computed again in the backward pass instead of kept.
     """
@@ -48,10 +46,13 @@ class ParallelModel(Generic[Model]):
         if processes.count == 1:
             return
         if parallelism == "ddp":
+            # DDP accepts device_ids for GPUs alone.
             devices = None if processes.device.type == "cpu" else [processes.device]
             self._root = DistributedDataParallel(self._root, device_ids=devices)
             return
         mesh = init_device_mesh(processes.device.type, (processes.count,))
+        # FSDP2 shards bottom-up: the root's group is what no layer has taken. With the root alone, every forward pass
+        # would gather the whole model.
         for layer in _layers(model):
             fully_shard(layer, mesh=mesh)
         fully_shard(self._root, mesh=mesh)
@@ -77,12 +78,13 @@ class ParallelModel(Generic[Model]):
         return contextlib.nullcontext()
 
     def full_model(self) -> Model:
-        """The model with unsharded weights in the first process; in the others what they hold. All have to ask."""
+        """The model with unsharded weights in the first process; in the others what they hold. A collective."""
         if not isinstance(self._root, FSDPModule):
             return self.model
         weights = gather_weights(self.model)
         if not self._processes.is_first:
             return self.model
+        # No memory for weights that are replaced at once: the gathered tensors become the parameters themselves.
         with torch.device("meta"):
             model = type(self.model)(self.model.config)
         model.load_state_dict(weights, assign=True)
@@ -90,7 +92,10 @@ class ParallelModel(Generic[Model]):
 
 
 class _Within(nn.Module):
-    """Any function as a forward pass of ``model``."""
+    """A module whose forward pass is any function that uses ``model``.
+
+    A step uses several methods of a model, and DDP and FSDP hook into ``forward`` alone.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -101,7 +106,7 @@ class _Within(nn.Module):
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """What the model repeats: backbone layers, blocks of a head, layers of an autoencoder."""
+    """The repeated modules: backbone layers, blocks of a head, layers of an autoencoder."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     listed = [layer for each in lists for layer in each]
     return listed + [module for module in model.modules() if isinstance(module, ResidualSwiGLU)]
@@ -115,6 +120,7 @@ def _recompute_layers(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _reduce_gradients_later(root: FSDPModule) -> Iterator[None]:
+    # FSDP2's counterpart of DDP's no_sync: gradients stay unsharded and add up until the last micro-batch reduces them.
     root.set_requires_gradient_sync(False)
     try:
         yield

@@ -24,7 +24,7 @@ class Run:
     keep: Callable[[int, Any], None] = _ignore
     """Receives the number of steps done and the model, after each of the steps ``kept_after``."""
     kept_after: frozenset[int] = frozenset()
-    """The same in all processes, which gather the model together."""
+    """The same in all processes, since gathering the model is a collective."""
     checkpoints: CheckpointStore | None = None
     """Where the training resumes from and saves to; None in a run that cannot be resumed."""
     processes: ProcessGroup = ALONE

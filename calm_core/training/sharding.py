@@ -13,4 +13,5 @@ def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """``tensor``, equal in all processes, sharded as ``reference`` is."""
     if not isinstance(reference, DTensor):
         return tensor
+    # src_data_rank=None: every process has the whole tensor and keeps its own shard of it, without communication.
     return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)

@@ -1,7 +1,7 @@
-"""All that a training carries from one step to the next, gathered in the first process and spread again.
+"""The state of a training, weights and optimisers: gathered in the first process, and broadcast or sharded again.
 
-torch.distributed.checkpoint.state_dict does the work: it names tensors by parameter, so that a state does not depend on
-how many processes the tensors were sharded over, and the whole of it is in the memory of the first process alone.
+torch.distributed.checkpoint.state_dict does the work. It names tensors by parameter, so a state does not depend on how
+many processes it was sharded over, and the full state is in the memory of the first process alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,21 +25,21 @@ _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of ``model``, unsharded and on the CPU in the first process, {} in the others; all have to ask."""
+    """The weights of ``model``, unsharded and on the CPU in the first process, {} in the others; a collective."""
     weights: dict[str, Any] = get_model_state_dict(model, options=_GATHERED)
     return weights
 
 
 def gather_state(model: nn.Module, optimisers: Optimisers) -> dict[str, Tensor]:
-    """Weights and optimiser state by name, as ``gather_weights``; learning rates are left out: each step sets its own.
+    """Weights and optimiser state by name, as ``gather_weights``; to be called after a step, which makes that state.
 
-    Raises:
-        ValueError: a parameter has no state yet, since no step was taken.
+    Learning rates are left out: each step sets its own.
     """
     tensors = {f"model.{name}": weight for name, weight in gather_weights(model).items()}
     gathered: dict[str, Any] = get_optimizer_state_dict(model, optimisers, options=_GATHERED)
     for parameter, state in gathered.get("state", {}).items():
         tensors.update({f"optimiser.{parameter}/{key}": value for key, value in state.items()})
+    # Safetensors stores contiguous tensors only.
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
@@ -54,6 +54,7 @@ def restore_state(
     weights: dict[str, Any] = _below("model.", tensors)
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in _below("optimiser.", tensors).items():
+        # Parameter names have dots and no slash.
         parameter, _, key = name.rpartition("/")
         states.setdefault(parameter, {})[key] = tensor
     set_model_state_dict(model, weights, options=options)

@@ -27,10 +27,12 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.backbone.hidden_size)
         self.backbone = Backbone(config.backbone)
+        # Not tied to the embedding: the published Transformer-S has 281 M parameters with two matrices (section 6).
         self.output = nn.Linear(config.backbone.hidden_size, config.vocabulary_size, bias=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights from ``generator``."""
+        # The residual stream starts at unit scale; the output matrix is not tied, so it may.
         initialise(self, generator, embedding_std=1.0)
         self.backbone.zero_residuals()
 
@@ -57,5 +59,6 @@ class Transformer(nn.Module):
 
 def next_token_loss(model: Transformer, token_ids: Tensor) -> Tensor:
     """Mean cross entropy in nats of every token but the first, of token ids [batch, tokens]."""
+    # Hidden states, not logits: the loss projects them block by block.
     hidden_states = model.hidden_states(token_ids[:, :-1]).flatten(0, 1)
     return projected_cross_entropy(hidden_states, model.output.weight, token_ids[:, 1:].flatten())

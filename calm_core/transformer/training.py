@@ -36,6 +36,7 @@ class TransformerObjective:
     def __init__(self, section: TransformerParams, tokens: TokenStream, vocabulary_size: int, seed: int) -> None:
         self._tokens, self._seed = tokens, seed
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
+        # The last token of a block needs the one after it as its target.
         self._blocks = (len(tokens) - 1) // self.tokens_per_row
         if self._blocks < 1:
             raise CalmError(
@@ -47,6 +48,7 @@ class TransformerObjective:
 
     def batch(self, step: int, rows: range) -> Tensor:
         """Token ids [rows, context + 1] int64: inputs, and one step later targets."""
+        # One token more than the context: ``next_token_loss`` shifts.
         return self._tokens.windows(self._sequence_starts(step)[rows.start : rows.stop], self.tokens_per_row + 1)
 
     def loss(self, batch: Tensor) -> Loss:
@@ -59,6 +61,7 @@ class TransformerObjective:
         return described_batch("sequences", self._sequence_starts(step))
 
     def _sequence_starts(self, step: int) -> Tensor:
+        # Blocks are numbered; in tokens they are one context apart and do not overlap.
         return batch_indices(step, self.rows, self._blocks, self._seed, STAGE) * self.tokens_per_row
 
 
@@ -74,4 +77,5 @@ def train_transformer(params: Params, tokens: TokenStream, vocabulary_size: int,
 def checkpoint_steps(section: TransformerParams) -> frozenset[int]:
     """After which steps the models are kept that BrierLM and cross entropy are compared on: evenly spread, the end
     included."""
+    # Rounded down; the last is exactly ``steps``.
     return frozenset(section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints))

@@ -1,7 +1,7 @@
-"""A stage in several processes of this machine: torchrun's agent starts them, watches them and ends them together.
+"""A stage in several processes of one machine: torchrun's elastic agent starts, monitors and stops them as a group.
 
-`torchrun --nproc-per-node 4 -m stages.train_calm` does the same by hand, on several machines too, and its
---max-restarts goes on from the last checkpoint when a process dies.
+`torchrun --nproc-per-node 4 -m stages.train_calm` does the same by hand, also on several machines; with --max-restarts
+it resumes from the last checkpoint when a process dies.
 """
 
 import logging
@@ -15,29 +15,32 @@ from typing import NoReturn
 from calm_core.errors import CalmError
 
 LOST_CONTACT = "lost contact with another of its processes"
-"""What a process tells that ended because another one did."""
+"""The message of a process that failed only because another one did."""
 
 
 def launch(name: str, processes: int) -> None:
     """Run the stage ``name`` in ``processes`` processes until all are done.
 
-    When one of them fails the others are ended too. Then this process ends as ``running.run_stage`` says, after a line
-    about the one that was the cause unless that one has told it.
+    When one of them fails the others are stopped too. Then this process exits as ``run.run_stage`` describes, after a
+    line about the process that was the cause, unless that process has printed one.
     """
+    # Here, so that stages without processes do not wait for the import of torch.
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    signal.set_wakeup_fd(-1)  # the agent handles signals: it passes them on and waits for the others
-    logging.disable(logging.ERROR)  # and would tell all that follows in a page of its own
+    signal.set_wakeup_fd(-1)  # the agent handles signals: it forwards them and waits for its processes
+    logging.disable(logging.ERROR)  # it would log a page about every failure
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
         run_id=f"{name}-{os.getpid()}",
+        # A free port on the loopback, so that stages side by side do not meet and nothing is open to the network.
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
+        # A mistake would fail again, and `dvc repro` resumes anyway.
         max_restarts=0,
     )
     try:
@@ -50,7 +53,7 @@ def launch(name: str, processes: int) -> None:
 
 
 def leave_to_launcher(line: str) -> None:
-    """Have torchrun know why this process, which is not the first, ends; without torchrun tell it."""
+    """Report to torchrun why this process, which is not the first, ends; without torchrun, print it."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -60,25 +63,28 @@ def leave_to_launcher(line: str) -> None:
 
 
 def lost_contact(error: Exception) -> bool:
-    """Whether ``error`` came of another process that is gone."""
+    """Whether ``error`` was caused by the end of another process."""
+    # By words, since gloo raises a plain RuntimeError.
     text = f"{type(error).__name__} {error}"
     return any(sign in text for sign in ("DistError", "DistBackendError", "DistNetworkError", "gloo", "NCCL"))
 
 
 def end_with_parent() -> None:
-    """From now on the end of the launcher, were it by SIGKILL, ends this process within a second."""
+    """Start a watchdog that ends this process within a second of the launcher's end, even by SIGKILL."""
     parent = os.getppid()
 
     def watch() -> None:
+        # An orphan gets another parent.
         while os.getppid() == parent:
             time.sleep(1.0)
+        # Not sys.exit, which would end this thread alone.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _tell(name: str, processes: int, failed: "ChildFailedError") -> NoReturn:  # type: ignore[name-defined]  # noqa: F821
-    # One that was killed comes before those that failed, and those that lost contact because of it come last.
+    # The likeliest cause first: a killed process, then one that failed by itself, then those that lost contact with it.
     rank, failure = min(
         failed.failures.items(), key=lambda item: (item[1].exitcode >= 0, LOST_CONTACT in str(item[1].message), item[0])
     )
@@ -89,4 +95,4 @@ def _tell(name: str, processes: int, failed: "ChildFailedError") -> NoReturn:  #
     recorded = failure.error_file_data.get("message")
     if isinstance(recorded, dict):
         sys.exit(f"{which}: {recorded['message'].removeprefix('CalmError: ')}")
-    sys.exit(failure.exitcode)  # the first process has told
+    sys.exit(failure.exitcode)  # the first process has printed why

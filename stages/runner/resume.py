@@ -1,8 +1,8 @@
-"""Where interrupted work of a stage is kept until it goes on: .checkpoints/STAGE-KEY.
+"""Where the work of an interrupted stage is kept until it resumes: .checkpoints/STAGE-KEY.
 
-The key is made of all that dvc.yaml says the stage depends on, its code included, so that work never goes on from
-that of other params: change a param and there is another folder, change it back and the first one is used. How many
-processes and threads work on it is left out: any number of them goes on from what any other saved.
+The key is a hash of everything that dvc.yaml declares as the stage's dependencies, code included, so that work is
+resumed under the same params alone: another param means another folder, and the old value the old folder again. The
+number of processes and threads is not part of the key: any number resumes what any other saved.
 """
 
 import hashlib
@@ -25,20 +25,21 @@ PIPELINE = Path("dvc.yaml")
 def folder_of(stage: str, params: Params, others: Any = None) -> Path:
     """The folder for what ``stage`` depends on now: by dvc.yaml, and on ``others``, plain JSON."""
     folder = CHECKPOINTS / f"{stage}-{_key(stage, params, others)}"
+    # They stay: going back to earlier params then resumes. But they take space, so they are reported.
     foreign = [path for path in CHECKPOINTS.glob(f"{stage}-*") if path.is_dir() and path != folder]
     if foreign and rank_in_environment() == 0:
         size = sum(path.stat().st_size for other in foreign for path in other.rglob("*") if path.is_file())
         told = f"{len(foreign)} interrupted with other params, code or inputs, {size / 1e6:,.0f} MB"
         print(f"{stage}: {CHECKPOINTS} keeps {told}; delete what you do not want", file=sys.stderr, flush=True)
+    # The stage runs, so what this folder holds is work in progress again.
     (folder / FINISHED).unlink(missing_ok=True)
     return folder
 
 
 def mark_finished(folder: Path) -> None:
-    """Say that the outputs of the stage are written.
+    """Mark that the outputs of the stage are written.
 
-    What is in ``folder`` stays until the next stage begins: before that nobody knows whether DVC could keep the
-    outputs.
+    ``folder`` stays until the next stage begins: only then is it certain that DVC has stored the outputs.
     """
     (folder / FINISHED).touch()
 
@@ -46,12 +47,14 @@ def mark_finished(folder: Path) -> None:
 def _key(stage: str, params: Params, others: Any) -> str:
     declared = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
     values = params.model_dump()
+    # Of the runtime section, precision alone changes what is computed; the rest is how the machine is used.
     values["runtime"] = values["runtime"]["precision"]
     depends = {
         "params": {section: values[section] for section in declared["params"]},
         "inputs": {path: _identity(Path(path)) for path in declared["deps"]},
         "others": others,
     }
+    # 64 bits are plenty for the few folders of a stage.
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What every stage does around its work: validate params, be alone, time it, stop in time, tell mistakes in a line."""
+"""What every stage does around its work: validate params, lock, time it, handle signals, report errors in one line."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ The report shows it from a script beside it, results/timings.js, if that is ther
 """
 
 CHECKPOINTS = Path(".checkpoints")
-"""Interrupted work (``interrupted``), and a lock for each stage; no output of any stage."""
+"""Interrupted work (``resume``), and a lock for each stage; no output of any stage."""
 
 FINISHED = "finished"
 """The file in a folder of interrupted work that says that the outputs of the stage are written."""
@@ -53,8 +53,8 @@ def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes
     The status is 130 after Ctrl-C, 143 after SIGTERM, and 1 after a mistake in params or data, a disk that is full or
     cannot be written, or a lack of memory.
 
-    A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or has been by torchrun: then the
-    first process has the stage's lock and tells, the others leave what went wrong to whoever launched them.
+    A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or was by torchrun: then rank 0 holds
+    the stage's lock and reports errors, and the other ranks hand theirs to the launcher.
     """
     if is_one_of_many():
         end_with_parent()

@@ -1,4 +1,4 @@
-"""What is around each training stage: its processes, its checkpoints, and its curves through DVCLive."""
+"""The setup of a training stage: its process group, its checkpoints, and its curves through DVCLive."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class TrainingSession:
     seconds: float = 0.0
 
     def finish(self, training_tokens: int) -> Measured:
-        """Say that the outputs of the stage are written; returns how fast it trained. For the first process alone."""
+        """Mark that the outputs of the stage are written; returns its speed. For the first process alone."""
         assert self.run.checkpoints is not None
         mark_finished(self.run.checkpoints.folder)
         return {"training_tokens_per_second": training_tokens / self.seconds}
@@ -33,14 +33,14 @@ class TrainingSession:
 
 @contextmanager
 def training_session(stage: str, params: Params, curves: Path) -> Iterator[TrainingSession]:
-    """Connect the processes of ``stage`` while the block runs; the first one writes its curves into ``curves``."""
+    """Join the process group of ``stage`` while the block runs; its first process writes curves into ``curves``."""
     set_threads(params.runtime.threads)
     with joined(params.runtime.device) as processes:
         if not processes.is_first:
             yield TrainingSession(Run(processes=processes))
             return
         # What the last digits depend on beside the stage's params, inputs and code: a run that resumes under other
-        # settings says so.
+        # settings warns of it.
         machine = {
             **numerics(params.runtime.precision), "processes": processes.count, "device": params.runtime.device
         }  # fmt: skip
@@ -61,6 +61,7 @@ def _training_curves(folder: Path) -> Iterator[Callable[[int, Mapping[str, float
             live.step = step
             for name, value in values.items():
                 live.log_metric(name, value)
+            # Written at each point, so that `dvc exp show` and a killed run have the latest values.
             live.make_summary()
 
         yield log

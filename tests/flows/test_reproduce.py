@@ -101,6 +101,7 @@ def test_a_fresh_run_then_a_cached_one_then_a_change(server: str, project: Path)
     assert (project / "left.out").read_text() == "left 1"
 
 
+@pytest.mark.slow
 def test_targets_and_force(server: str, project: Path) -> None:
     assert reproduced(project).is_completed()
     forced = reproduced(project, targets=["left"], force=True)
@@ -110,6 +111,7 @@ def test_targets_and_force(server: str, project: Path) -> None:
     assert "nothing is no stage; there are: first" in unknown.message
 
 
+@pytest.mark.slow
 def test_a_failing_stage_tells_why_and_the_next_run_goes_on(server: str, project: Path) -> None:
     edit(project, "fail: ''", "fail: left")
     failed = reproduced(project)
@@ -129,6 +131,7 @@ def test_a_failing_stage_tells_why_and_the_next_run_goes_on(server: str, project
     assert again.is_completed()
 
 
+@pytest.mark.slow
 def test_overrides_become_an_experiment_and_leave_the_tree_alone(server: str, project: Path) -> None:
     assert reproduced(project).is_completed()
     run(project, "git", "add", "--all")
@@ -149,6 +152,7 @@ def test_overrides_become_an_experiment_and_leave_the_tree_alone(server: str, pr
     assert not list((project / ".dvc/tmp/flows").iterdir())
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_or_waits(server: str, project: Path) -> None:
     script = """
 import fcntl, sys
@@ -206,6 +210,7 @@ def family(pid: int) -> list[int]:
     return [pid, *(one.pid for one in above if names & {Path(argument).name for argument in one.cmdline()})]
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_leaves_no_process_and_no_lock(server: str, project: Path) -> None:
     (project / "hold-left").touch()
     with Served(project, "cancel"):
@@ -241,6 +246,7 @@ def test_killing_the_run_kills_its_stage(project: Path) -> None:
     run(project, "dvc", "repro", "-s", "first")
 
 
+@pytest.mark.slow
 def test_a_schedule_starts_a_run_by_itself(server: str, project: Path) -> None:
     with Served(project, "scheduled", every=15):
         found = until(lambda: deployment(server, "test-scheduled"))
@@ -268,13 +274,7 @@ def test_a_stopped_run_starts_nothing_more(tmp_path: Path) -> None:
         processes.run(["true"], tmp_path, print)
 
 
-def test_flows_import_no_torch() -> None:
-    code = "import sys, flows.reproduce, flows.sweep; assert 'torch' not in sys.modules and 'dvc' not in sys.modules"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-
-
+@pytest.mark.slow
 def test_a_network_that_was_away_is_tried_again(server: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.reproduce.dvc_stage", dvc_stage.with_options(retry_delay_seconds=0))
     step = project / "step.py"

@@ -10,6 +10,7 @@ from tests.flows.conftest import run
 from tests.flows.test_reproduce import artifacts, edit, flow_run_of, reproduced
 
 
+@pytest.mark.slow
 def test_three_points_one_of_which_fails(server: str, project: Path) -> None:
     assert reproduced(project).is_completed()
     run(project, "git", "add", "--all")

@@ -28,6 +28,7 @@ QUIET = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here; on Debian: apt-get install chromium")
 def test_the_page_of_a_run_shows_stages_states_and_artifacts(server: str, project: Path, tmp_path: Path) -> None:
     reproduced(project)

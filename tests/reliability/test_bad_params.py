@@ -82,6 +82,7 @@ def test_any_values_in_any_place(places: list[tuple[tuple[str, ...], Any]]) -> N
         assert again == params
 
 
+@pytest.mark.slow
 @tries(50)
 @given(overlay=st.dictionaries(st.sampled_from(list(VALUES)) | TEXTS, PLAIN, max_size=3) | PLAIN, name=TEXTS)
 def test_any_preset(overlay: Any, name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,15 @@ from tests.reliability.support.faults import (
     small_shards,
 )
 from tests.reliability.support.stage_processes import DATA_STAGES, STAGES, Fault, fingerprint, run_stage_process
+from tests.sampling import sampled
 
 TRAININGS = {"train_autoencoder": 30, "train_calm": 12, "train_transformer": 12}
 """Each training with its steps, see presets/smoke.yaml."""
+
+OTHERS = [stage for stage in STAGES if stage not in (*TRAININGS, *DATA_STAGES)]
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+"""Each with the status of a stage that it stops."""
 
 MOMENTS = 20
 MOMENTS_OF_DATA = 5
@@ -46,6 +52,7 @@ def file_events(project: Path, stage: str, *settings: Fault) -> int:
     return count.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", TRAININGS)
 def test_a_killed_training_ends_with_the_same_weights(finished: Path, project: Path, stage: str) -> None:
     expected, steps = fingerprint(finished, stage), TRAININGS[stage]
@@ -70,7 +77,7 @@ def test_a_killed_training_ends_with_the_same_weights(finished: Path, project: P
             assert f"goes on after step {kill.args[0] - 1} of {steps}\n" in ended.told
 
 
-@pytest.mark.parametrize("stage", TRAININGS)
+@pytest.mark.parametrize("stage", sampled(TRAININGS, "train_calm"))
 def test_a_training_killed_again_and_again_gets_there(finished: Path, project: Path, stage: str) -> None:
     lives = 0
     while run_stage_process(project, stage, save_every_step, partial(kill_at_step, 3)).status == -signal.SIGKILL:
@@ -103,7 +110,7 @@ def assert_goes_on_in_shards(project: Path, stage: str, expected: dict[str, str]
         assert told in ended.told
 
 
-@pytest.mark.parametrize("stage", DATA_STAGES)
+@pytest.mark.parametrize("stage", sampled(DATA_STAGES, "encode_corpus"))
 def test_a_killed_data_stage_goes_on(finished_in_shards: Path, in_shards: Path, stage: str) -> None:
     expected = fingerprint(finished_in_shards, stage)
     found = []
@@ -118,7 +125,7 @@ def test_a_killed_data_stage_goes_on(finished_in_shards: Path, in_shards: Path, 
     assert len(set(found)) > 2, "moments that tell little"
 
 
-@pytest.mark.parametrize("stage", DATA_STAGES)
+@pytest.mark.parametrize("stage", sampled(DATA_STAGES, "tokenise"))
 def test_a_data_stage_killed_again_and_again_gets_there(finished_in_shards: Path, in_shards: Path, stage: str) -> None:
     lives = finished = 0
     while run_stage_process(in_shards, stage, small_shards, partial(kill_at_shard, 4)).status == -signal.SIGKILL:
@@ -129,8 +136,8 @@ def test_a_data_stage_killed_again_and_again_gets_there(finished_in_shards: Path
     assert fingerprint(in_shards, stage) == fingerprint(finished_in_shards, stage)
 
 
-@pytest.mark.parametrize(("which", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("stage", DATA_STAGES)
+@pytest.mark.parametrize(("which", "status"), sampled(SIGNALS, SIGNALS[0]))
+@pytest.mark.parametrize("stage", sampled(DATA_STAGES, "tokenise"))
 def test_a_data_stage_that_is_stopped_goes_on(
     finished_in_shards: Path, in_shards: Path, stage: str, which: signal.Signals, status: int
 ) -> None:
@@ -153,7 +160,7 @@ def test_a_changed_corpus_is_tokenised_anew(in_shards: Path) -> None:
     assert ".checkpoints keeps 1 interrupted with other params, code or inputs" in ended.told
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in (*TRAININGS, *DATA_STAGES)])
+@pytest.mark.parametrize("stage", sampled(OTHERS, "evaluate_brierlm"))
 def test_any_other_killed_stage_starts_anew(finished: Path, project: Path, stage: str) -> None:
     expected = fingerprint(finished, stage)
     for event in moments(stage, "file", file_events(project, stage), MOMENTS_OF_OTHERS.get(stage, 2)):
@@ -166,7 +173,7 @@ def test_any_other_killed_stage_starts_anew(finished: Path, project: Path, stage
         assert fingerprint(project, stage) == expected
 
 
-@pytest.mark.parametrize("stage", DATA_STAGES)
+@pytest.mark.parametrize("stage", sampled(DATA_STAGES, "encode_corpus"))
 def test_shards_that_are_not_whole_are_never_seen(finished: Path, project: Path, stage: str) -> None:
     expected = fingerprint(finished, stage)
     largest = max((project / name).stat().st_size for name in expected)
@@ -180,8 +187,8 @@ def test_shards_that_are_not_whole_are_never_seen(finished: Path, project: Path,
     assert not list((project / "data").glob(".*"))
 
 
-@pytest.mark.parametrize(("which", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("stage", TRAININGS)
+@pytest.mark.parametrize(("which", "status"), sampled(SIGNALS, SIGNALS[1]))
+@pytest.mark.parametrize("stage", sampled(TRAININGS, "train_transformer"))
 def test_ctrl_c_and_sigterm_save_the_step_and_leave(
     finished: Path, project: Path, stage: str, which: signal.Signals, status: int
 ) -> None:

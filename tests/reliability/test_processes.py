@@ -34,6 +34,7 @@ from tests.reliability.support.stage_processes import (
     run_stage_process,
     run_stage_processes,
 )
+from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
 
@@ -83,12 +84,16 @@ FOUR_COPIES, FOUR_SHARDS = (4, {"parallelism": "ddp"}), (4, {"parallelism": "fsd
 
 @pytest.mark.parametrize(
     ("stage", "count", "runtime"),
-    [
-        *((stage, *how) for stage in TRAININGS for how in (ALONE_IN_PASSES, COPIES, SHARDS_IN_PASSES)),
-        ("train_autoencoder", *FOUR_COPIES),
-        ("train_calm", *FOUR_SHARDS),
-        ("train_transformer", *FOUR_SHARDS),
-    ],
+    sampled(
+        [
+            *((stage, *how) for stage in TRAININGS for how in (ALONE_IN_PASSES, COPIES, SHARDS_IN_PASSES)),
+            ("train_autoencoder", *FOUR_COPIES),
+            ("train_calm", *FOUR_SHARDS),
+            ("train_transformer", *FOUR_SHARDS),
+        ],
+        ("train_transformer", *COPIES),
+        ("train_calm", *SHARDS_IN_PASSES),
+    ),
 )
 def test_the_loss_curve_is_that_of_one_process(
     finished: Path, project: Path, stage: str, count: int, runtime: dict[str, Any]
@@ -104,6 +109,7 @@ def test_the_loss_curve_is_that_of_one_process(
     assert [bool(one.told) for one in ended] == [True] + [False] * (count - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -129,12 +135,15 @@ def test_whatever_is_trained(
 
 @pytest.mark.parametrize(
     ("stage", "before", "after"),
-    [
+    sampled(
+        [
+            ("train_autoencoder", (2, "fsdp"), (1, "ddp")),
+            ("train_calm", (2, "fsdp"), (4, "ddp")),
+            ("train_calm", (1, "ddp"), (2, "fsdp")),
+            ("train_transformer", (2, "ddp"), (4, "fsdp")),
+        ],
         ("train_autoencoder", (2, "fsdp"), (1, "ddp")),
-        ("train_calm", (2, "fsdp"), (4, "ddp")),
-        ("train_calm", (1, "ddp"), (2, "fsdp")),
-        ("train_transformer", (2, "ddp"), (4, "fsdp")),
-    ],
+    ),
 )
 def test_a_checkpoint_of_some_processes_serves_others(
     finished: Path, project: Path, stage: str, before: tuple[int, str], after: tuple[int, str]
@@ -252,6 +261,7 @@ def test_torchrun_by_params(finished: Path, project: Path, launched: Any) -> Non
     assert told.count("train_transformer: done in") == 1
 
 
+@pytest.mark.slow
 def test_one_killed_process_ends_all_and_the_next_run_goes_on(finished: Path, project: Path, launched: Any) -> None:
     set_params(project, runtime={"launcher": "torchrun", "processes": 2})
     process = launched(*STAGE, fault="faults.kill_at_step(6)")
@@ -268,6 +278,7 @@ def test_one_killed_process_ends_all_and_the_next_run_goes_on(finished: Path, pr
     assert_same_run(project, finished, "train_transformer")
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_what_was_killed(finished: Path, project: Path, launched: Any) -> None:
     arguments = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
     process = launched("-m", "torch.distributed.run", *arguments, *STAGE, fault="faults.kill_at_step(6)")
@@ -277,6 +288,7 @@ def test_torchrun_restarts_what_was_killed(finished: Path, project: Path, launch
     assert_same_run(project, finished, "train_transformer")
 
 
+@pytest.mark.slow
 def test_a_mistake_that_one_process_alone_sees_is_told(project: Path, launched: Any) -> None:
     set_params(project, runtime={"launcher": "torchrun", "processes": 2})
     process = launched(*STAGE, fault="faults.out_of_memory_at_step(3)")
@@ -286,6 +298,7 @@ def test_a_mistake_that_one_process_alone_sees_is_told(project: Path, launched: 
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_launcher_leaves_no_process(project: Path, launched: Any, which: signal.Signals, status: int) -> None:
     """The signal comes from one of the processes, in the middle of its step 6."""

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calm_core.autoencoder.model import AutoencoderDraws
-from calm_core.autoencoder.training import AutoencoderObjective, PatchBatch, reconstruction
+from calm_core.autoencoder.training import AutoencoderObjective, PatchBatch, reconstruction, train_autoencoder
 from calm_core.nn.layers import initialise
 from calm_core.params import Params
 from calm_core.runtime.randomness import generator
+from calm_core.training.loop import train
 from tests.calm_core.training.tiny_trainings import LATENT, VOCABULARY, autoencoder_section, seeded, stream_of
 
 
@@ -93,6 +94,15 @@ def test_loss_by_hand(patch_size: int, params: Params, tmp_path: Path) -> None:
     for name, of_loss, by_hand in zip(names, found, torch.autograd.grad(expected, weights), strict=True):
         assert by_hand.any(), name
         torch.testing.assert_close(of_loss, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_its_own_section_trains_it(params: Params, tmp_path: Path) -> None:
+    tokens, section = stream_of(tmp_path, torch.arange(45)), autoencoder_section(params, steps=3, warmup_steps=0)
+    seeded_params = params.model_copy(update={"autoencoder": section, "seed": 3})
+    trained = train_autoencoder(seeded_params, tokens, VOCABULARY)
+    expected = train(AutoencoderObjective(section, tokens, VOCABULARY, 3), section, params.runtime)
+    for name, weight in expected.named_parameters():
+        assert torch.equal(trained.get_parameter(name), weight), name
 
 
 def test_reconstruction_counts_the_tokens_that_come_back(params: Params, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from calm_core.errors import CalmError
 from calm_core.nn.layers import initialise
 from calm_core.params import Params
 from calm_core.runtime.randomness import generator
+from calm_core.training.loop import train
 from tests.calm_core.training.tiny_trainings import (
     CONTEXT,
     LATENT,
@@ -300,18 +301,22 @@ def test_gradients_reach_every_weight_and_terms_carry_none(
     assert not any(tensor.requires_grad for tensor in (loss.features, *loss.terms.values()))
 
 
-def test_the_autoencoder_is_not_trained(params: Params, tmp_path: Path) -> None:
+def test_its_own_section_trains_it_and_not_the_autoencoder(params: Params, tmp_path: Path) -> None:
     autoencoder, tokens = tiny_autoencoder(2), stream_of(tmp_path, random_tokens(90))
     latents = encoded(tmp_path, tokens, autoencoder)
     before = {name: weight.clone() for name, weight in autoencoder.state_dict().items()}
     section = calm_section(params, steps=3, warmup_steps=0, weight_decay=0.1, decoder_score=True)
-    calm = train_calm(params.model_copy(update={"calm": section}), tokens, latents, autoencoder)
+    seeded_params = params.model_copy(update={"calm": section, "seed": 3})
+    calm = train_calm(seeded_params, tokens, latents, autoencoder)
     assert all(torch.equal(weight, before[name]) for name, weight in autoencoder.state_dict().items())
     assert not {id(weight) for weight in calm.parameters()} & {id(weight) for weight in autoencoder.parameters()}
-    fresh = CalmObjective(section, tokens, latents, autoencoder, params.seed).model
+    fresh = CalmObjective(section, tokens, latents, autoencoder, 3).model
     moved = [name for name, weight in calm.named_parameters() if not torch.equal(weight, fresh.get_parameter(name))]
     # Of a head that starts at zero the first steps move the whole.
     assert moved == [name for name, _ in calm.named_parameters()]
+    expected = train(CalmObjective(section, tokens, latents, autoencoder, 3), section, params.runtime)
+    for name, weight in expected.named_parameters():
+        assert torch.equal(calm.get_parameter(name), weight), name
 
 
 def test_samples_after_the_first_positions_are_observed(

@@ -10,8 +10,9 @@ from torch import Tensor
 from calm_core.errors import CalmError
 from calm_core.nn.layers import initialise
 from calm_core.params import Params
+from calm_core.training.loop import train
 from calm_core.training.objective import Loss
-from calm_core.transformer.training import TransformerObjective, checkpoint_steps
+from calm_core.transformer.training import TransformerObjective, checkpoint_steps, train_transformer
 from tests.calm_core.training.tiny_trainings import (
     CONTEXT,
     VOCABULARY,
@@ -85,6 +86,15 @@ def test_a_split_of_less_than_a_block_is_refused(params: Params, tmp_path: Path)
 def test_a_split_of_one_block_is_enough(params: Params, tmp_path: Path) -> None:
     block = random_tokens(CONTEXT + 1)
     assert torch.equal(objective_of(params, tmp_path, block).batch(0, range(1)), block[None])
+
+
+def test_its_own_section_trains_it(params: Params, tmp_path: Path) -> None:
+    tokens, section = stream_of(tmp_path, random_tokens(90)), transformer_section(params, steps=3, warmup_steps=0)
+    seeded_params = params.model_copy(update={"transformer": section, "seed": 3})
+    trained = train_transformer(seeded_params, tokens, VOCABULARY)
+    expected = train(TransformerObjective(section, tokens, VOCABULARY, 3), section, params.runtime)
+    for name, weight in expected.named_parameters():
+        assert torch.equal(trained.get_parameter(name), weight), name
 
 
 @pytest.mark.parametrize(
