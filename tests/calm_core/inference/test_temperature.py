@@ -270,6 +270,14 @@ def test_symbols_that_agree_in_a_prefix_differ(sampler: Callable[..., Temperatur
     assert chi_square_p_value(numbers, power(probabilities, temperature)) > UNLIKELY
 
 
+def test_the_default_budget_and_batch() -> None:
+    never_the_same = KnownSampler(torch.ones(1_000_000), generator(), torch.arange(1_000_000)[:, None])
+    with pytest.raises(CalmError, match="the budget of 20000 draws"):
+        exact_temperature(never_the_same, 1, 1e-3, generator())
+    assert never_the_same.requested(1).tolist() == [20_000]
+    assert batch_temperature(KnownSampler(THREE, generator()), 2, 0.5, generator()).draws.tolist() == [200, 200]
+
+
 def test_an_exhausted_budget_says_what_to_do() -> None:
     probabilities = torch.stack([torch.ones(5000) / 5000, torch.eye(5000)[0]])
     draw = KnownSampler(probabilities, generator())
