@@ -43,6 +43,12 @@ def test_kl_is_that_of_normals_and_clipped_by_dimension() -> None:
     torch.testing.assert_close(clipped_kl(of_sequences, 0.5), clipped_kl(Posterior(mean, log_std), 0.5).expand(2, 4))
 
 
+def test_fresh_logits_have_unit_scale() -> None:
+    model = Autoencoder(AutoencoderConfig(500, 2, 16, 24, 4))
+    model.initialise(torch.Generator().manual_seed(0))
+    assert model.encoder.embedding.weight.std().item() == pytest.approx(16**-0.5, rel=0.03)
+
+
 def test_dropout_keeps_targets_and_the_latent_scale() -> None:
     model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
     model.initialise(torch.Generator().manual_seed(0))
