@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: repro ui test test-all verify bench audit check format lock clean
+.PHONY: repro ui test test-all mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -30,6 +30,12 @@ verify: $(VENV)/installed
 # Speed and memory against yardsticks: a table, and results/benchmarks.json. Says what it finds, and fails at nothing.
 bench: $(VENV)/installed
 	$(RUN) python -m benchmarks
+
+# Faults put into models, losses, metrics and trainings, one at a time: which ones do the quick tests not notice? Two hours
+# on two cores; a run that was stopped goes on, and one after a change tries the changed functions again.
+mutants: $(VENV)/installed
+	$(RUN) mutmut run
+	$(RUN) python -m verification.mutants mutants/calm_core
 
 # Known vulnerabilities of what requirements.lock pins. pip-audit lives apart: it is no part of the environment that it judges.
 audit: .audit/installed
@@ -66,4 +72,4 @@ lock:
 	rm -rf .lock
 
 clean:
-	rm -rf data models results .checkpoints
+	rm -rf data models results .checkpoints mutants

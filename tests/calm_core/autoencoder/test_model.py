@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior, autoencoder_loss, clipped_kl, draw
+from calm_core.autoencoder.model import (
+    Autoencoder,
+    AutoencoderConfig,
+    AutoencoderDraws,
+    Posterior,
+    autoencoder_loss,
+    clipped_kl,
+    draw,
+)
 
 
 @pytest.mark.parametrize("patch_size", range(1, 9))
@@ -31,6 +39,14 @@ def test_kl_is_that_of_normals_and_clipped_by_dimension() -> None:
     )
     torch.testing.assert_close(clipped_kl(Posterior(mean, log_std), 0.0), exact.sum(-1))
     torch.testing.assert_close(clipped_kl(Posterior(mean, log_std), 0.5), exact.clamp(min=0.5).sum(-1))
+    of_sequences = Posterior(mean.expand(2, 4, 3), log_std.expand(2, 4, 3))
+    torch.testing.assert_close(clipped_kl(of_sequences, 0.5), clipped_kl(Posterior(mean, log_std), 0.5).expand(2, 4))
+
+
+def test_fresh_logits_have_unit_scale() -> None:
+    model = Autoencoder(AutoencoderConfig(500, 2, 16, 24, 4))
+    model.initialise(torch.Generator().manual_seed(0))
+    assert model.encoder.embedding.weight.std().item() == pytest.approx(16**-0.5, rel=0.03)
 
 
 def test_dropout_keeps_targets_and_the_latent_scale() -> None:
@@ -47,6 +63,33 @@ def test_dropout_keeps_targets_and_the_latent_scale() -> None:
     assert torch.equal(seen[0], token_ids.masked_fill(dropped, 0))
     whole = model.encode(seen[0]).sample(draws.noise)
     torch.testing.assert_close(latents[0], torch.where(draws.latent_uniform < 0.25, 0, whole / 0.75))
+
+
+def test_the_published_weights_and_dropout_are_the_defaults() -> None:
+    model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
+    model.initialise(torch.Generator().manual_seed(0))
+    token_ids = torch.randint(11, (200, 2), generator=torch.Generator().manual_seed(1))
+    draws = draw(model.config, 200, torch.Generator().manual_seed(2))
+    published = {"kl_weight": 0.001, "kl_clamp": 0.5, "token_dropout": 0.15, "latent_dropout": 0.15}
+    assert autoencoder_loss(model, token_ids, draws) == autoencoder_loss(model, token_ids, draws, **published)
+
+
+def test_dropout_of_nothing_drops_nothing() -> None:
+    model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
+    model.initialise(torch.Generator().manual_seed(0))
+    token_ids = torch.randint(1, 11, (5, 2), generator=torch.Generator().manual_seed(1))
+    noise, _, _ = draw(model.config, 5, torch.Generator().manual_seed(2))
+    lowest, high = (
+        autoencoder_loss(
+            model,
+            token_ids,
+            AutoencoderDraws(noise, torch.full((5, 2), uniform), torch.full((5, 4), uniform)),
+            token_dropout=0.0,
+            latent_dropout=0.0,
+        )
+        for uniform in (0.0, 0.5)
+    )
+    assert lowest == high
 
 
 def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:

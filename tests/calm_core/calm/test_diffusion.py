@@ -158,6 +158,21 @@ def test_sampling_uses_each_draw_once_and_none_for_the_last_step() -> None:
     assert [bool(gradient.ne(0).all()) for gradient in draws.grad] == [True] * 5 + [False]
 
 
+def test_the_noise_of_a_step_is_added() -> None:
+    # A network that predicts no noise, half way between the two variances; the last step only rescales.
+    schedule = respaced(cosine_schedule(20), 2)
+    start = torch.zeros(3, 1, 1)
+    noise = start.index_fill(0, torch.tensor([1]), 1.0)
+
+    def network(points: Tensor, times: Tensor) -> Tensor:
+        return torch.zeros(*points.shape[:-1], 2)
+
+    smallest, largest = schedule.log_variances
+    std = (0.25 * (smallest[1] + largest[1])).exp()
+    difference = diffuse_back(network, schedule, noise) - diffuse_back(network, schedule, start)
+    torch.testing.assert_close(difference.squeeze(), std / schedule.signal[0])
+
+
 @pytest.fixture()
 def batch() -> tuple[Tensor, Tensor, Tensor]:
     """Data and noise [3, 999, 2], and every time step but the first."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.calm.denoiser import DenoisingDraws
+from calm_core.calm.diffusion import cosine_schedule, diffuse_back, respaced
 from calm_core.calm.diffusion_head import DiffusionHead, DiffusionHeadConfig
 from calm_core.calm.energy_head import EnergyHead, EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHead, FlowHeadConfig
@@ -43,6 +44,21 @@ def built(config: AnyHeadConfig) -> nn.Module:
     head = config.build(HIDDEN, LATENT)
     initialise(head, seeded(0), embedding_std=1.0)
     return head
+
+
+def test_a_diffusion_head_samples_as_its_config_says() -> None:
+    head = built(DiffusionHeadConfig(1, training_steps=30, sampling_steps=4, start_is_noise=True))
+    assert isinstance(head, DiffusionHead)
+    draws, hidden_states = head.sampling_draws((3,), seeded(2)), torch.randn(3, HIDDEN, generator=seeded(3))
+    assert draws.shape == (4 + 1, 3, LATENT)
+    condition = head.denoiser.condition(hidden_states)
+
+    def network(points: Tensor, times: Tensor) -> Tensor:
+        output: Tensor = head.denoiser(points, times, condition)
+        return output
+
+    expected = diffuse_back(network, respaced(cosine_schedule(30), 4), draws, start_is_noise=True)
+    torch.testing.assert_close(head.sample(hidden_states, draws), expected)
 
 
 def posterior_of(positions: int) -> Posterior:

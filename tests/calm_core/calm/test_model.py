@@ -45,6 +45,16 @@ def test_energy_head_starts_at_the_origin() -> None:
     assert torch.equal(samples, torch.zeros(2, 3, 12))
 
 
+def test_fresh_embeddings_have_unit_scale_and_layers_add_nothing() -> None:
+    calm = Calm(CalmConfig(500, 2, 12, BACKBONE, EnergyHeadConfig(2, 8)))
+    calm.initialise(torch.Generator().manual_seed(0))
+    embedding = calm.patch_embedding.embedding
+    assert isinstance(embedding, torch.nn.Embedding)
+    assert embedding.weight.std().item() == pytest.approx(1, rel=0.03)
+    patches = torch.randint(500, (2, 7, 2), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(calm(patches), calm.backbone.norm(calm.patch_embedding(patches)))
+
+
 def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:
     generator = torch.Generator().manual_seed(0)
     autoencoder = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 12))

@@ -12,9 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calm_core.autoencoder.model import Autoencoder
-from calm_core.calm.training import CalmObjective, SequenceBatch, manifold_distance, train_calm
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.diffusion_head import DiffusionHeadConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.flow_head import FlowHeadConfig
+from calm_core.calm.model import AnyHeadConfig, CalmConfig
+from calm_core.calm.training import CalmObjective, SequenceBatch, calm_config, manifold_distance, train_calm
 from calm_core.errors import CalmError
+from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.params import Params
 from calm_core.runtime.randomness import generator
@@ -176,6 +181,27 @@ def test_a_message_names_the_text_of_its_step(params: Params, tmp_path: Path) ->
 def test_a_split_of_less_than_a_sequence_is_refused(params: Params, tmp_path: Path) -> None:
     with pytest.raises(CalmError, match=r"8 tokens, fewer than calm.context_tokens 8 and a patch"):
         objective_of(params, tmp_path, random_tokens(CONTEXT), tiny_autoencoder(2))
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("energy", EnergyHeadConfig(3, 5)),
+        ("diffusion", DiffusionHeadConfig(3, 1000, 7, start_is_noise=True)),
+        ("flow", FlowHeadConfig(3, "euler", 9)),
+    ],
+)
+def test_the_shape_that_params_ask_for(head: str, expected: AnyHeadConfig, params: Params) -> None:
+    sizes = {"noise_size": 5, "diffusion_steps": 7, "flow_solver": "euler", "flow_steps": 9}
+    section = calm_section(params, head=head, head_blocks=3, input="latents", **sizes)
+    found = calm_config(section, AutoencoderConfig(50, 2, 12, 16, 6))
+    assert found == CalmConfig(50, 2, 6, BackboneConfig(16, 24, 1, 2, 1), expected, "latents")
+
+
+def test_a_split_of_one_sequence_is_enough(params: Params, tmp_path: Path) -> None:
+    token_ids = random_tokens(CONTEXT + 2)
+    objective = objective_of(params, tmp_path, token_ids, tiny_autoencoder(2))
+    assert torch.equal(objective.batch(0, range(1)).inputs.flatten(), token_ids[:CONTEXT])
 
 
 def energy_by_hand(samples: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,34 @@ def test_calm_for_every_patch_size(patch_size: int) -> None:
     assert_mean(scores, exact_brier(CHAIN, 0, target))
 
 
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_each_sample_of_calm_goes_on_from_the_text_up_to_its_place(
+    patch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each hidden state that is sampled from must be that of the text before the place with the sample's own patches.
+    rng = torch.Generator().manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(11, patch_size, 8, 8, 3))
+    model = Calm(CalmConfig(11, patch_size, 3, BackboneConfig(16, 24, 2, 2, 1), EnergyHeadConfig(1, 4)))
+    for one in (autoencoder, model):
+        initialise(one, rng, embedding_std=1.0)
+        one.requires_grad_(False)
+    seen: list[Tensor] = []
+    sample = model.head.sample
+
+    def recorded(hidden_states: Tensor, draws: Tensor) -> Tensor:
+        seen.append(hidden_states.unflatten(0, (2, 2)))
+        return sample(hidden_states, draws)
+
+    monkeypatch.setattr(model.head, "sample", recorded)
+    patches = torch.randint(11, (2, 3, patch_size), generator=rng)
+    drawn = calm_continuations(model, autoencoder, patches, 4, 2, rng)
+    assert len(seen) == 4 // patch_size
+    for step, number, row, place in itertools.product(range(len(seen)), range(2), range(2), range(3)):
+        own = drawn[number, row, place, : step * patch_size].view(-1, patch_size)
+        text = torch.cat([patches[row, : place + 1], own])
+        torch.testing.assert_close(seen[step][number, row, place], model(text[None])[0, -1], rtol=1e-4, atol=1e-5)
+
+
 def tiny_transformer() -> Transformer:
     model = Transformer(TransformerConfig(5, BackboneConfig(16, 24, 2, 2, 1)))
     initialise(model, torch.Generator().manual_seed(3), embedding_std=1.0)  # unlike its own, with layers that matter
@@ -177,6 +205,14 @@ def test_bootstrap_resamples_documents() -> None:
     low, high = result.brierlm_ci95
     assert (high - low) / 2 == pytest.approx(half_width, rel=0.1)
     assert low < result.brierlm < high
+
+
+def test_the_bootstrap_draws_from_its_generator_alone() -> None:
+    scores = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    frame = per_document(torch.arange(30), scores)
+    first, again, other = (bootstrap_brierlm(frame, 10, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first.brierlm_ci95 != other.brierlm_ci95
 
 
 def test_the_bootstrap_against_all_its_draws() -> None:

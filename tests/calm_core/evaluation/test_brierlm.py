@@ -10,10 +10,13 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from calm_core.errors import CalmError
-from calm_core.evaluation.brier import SCORES
+from calm_core.evaluation.brier import SCORES, brier_from_samples
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
+from calm_core.evaluation.continuations import calm_continuations, transformer_brier
+from calm_core.runtime.randomness import generator
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
 from tests.calm_core.known_models import (
@@ -236,3 +239,18 @@ def test_the_seed_is_that_of_the_blocks(blocks: Callable[..., EvaluationBlocks])
         first, again, other = (score(blocks(text, seed=seed)) for seed in (0, 0, 1))
         assert first.equals(again)
         assert not first.equals(other)
+
+
+def test_random_numbers_are_those_of_the_stage_the_model_and_the_batch(blocks: Callable[..., EvaluationBlocks]) -> None:
+    some = blocks(counting(0.7), batch=10**6)
+    [(_, token_ids)] = some.batches(following=4)
+    transformer, (calm, autoencoder) = bigram_transformer(TABLE), coin_calm(COIN[2])
+    patches, targets = token_ids[:, :CONTEXT].unflatten(-1, (-1, 2)), token_ids[:, 2:].unfold(1, 4, 2)
+    draws = [generator(0, "evaluate_brierlm", name, 0) for name in ("Transformer", "CALM")]
+    by_transformer = transformer_brier(transformer, token_ids, torch.arange(1, CONTEXT, 2), 1, draws[0])
+    by_calm = brier_from_samples(calm_continuations(calm, autoencoder, patches, 4, 2, draws[1]), targets)
+    for found, scores in (
+        (evaluate_transformer(transformer, some, 2, 1), by_transformer),
+        (evaluate_calm(calm, autoencoder, some, 2), by_calm),
+    ):
+        assert found.select(SCORES).sum().row(0) == pytest.approx(scores.double().sum(dim=(0, 1)).tolist())

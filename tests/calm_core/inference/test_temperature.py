@@ -233,6 +233,7 @@ def test_batch_sampling_approaches_the_power(temperature: float) -> None:
         (0.4, [binom(4, 2.5), binom(2, 2.5), 0]),
         (0.8, [binom(4, 1.25), binom(2, 1.25), binom(1, 1.25)]),
         (1 / 3, [1, 0, 0]),
+        (1e-20, [1, 0, 0]),
         (1e-300, [1, 0, 0]),
         (5e-324, [1, 0, 0]),
     ],
@@ -268,6 +269,31 @@ def test_symbols_that_agree_in_a_prefix_differ(sampler: Callable[..., Temperatur
     numbers = (sample.symbols[:, None] == symbols).all(dim=-1).long().argmax(dim=-1)
     assert torch.equal(symbols[numbers], sample.symbols)
     assert chi_square_p_value(numbers, power(probabilities, temperature)) > UNLIKELY
+
+
+def test_symbols_that_share_no_token_are_not_taken_for_one() -> None:
+    seen = torch.tensor([[0, 1], [0, 1], [2, 0], [2, 0], [1, 1], [1, 1], [1, 1]])
+    assert seen[batch_choice(seen[:, None], 1e-9, generator())].tolist() == [[1, 1]]
+
+
+def test_a_round_as_long_as_the_budget_is_begun() -> None:
+    sample = exact_temperature(KnownSampler(torch.ones(1), generator()), 2, 1 / 300, generator(), budget=300)
+    assert sample.draws.tolist() == [300, 300]
+
+
+def test_long_rounds_have_factories_too() -> None:
+    # 1/T = 150.5, so T^-1 - 1 = 149.5.
+    expected = (150 + (THREE**149.5).sum()) / (THREE**150.5).sum()
+    assert expected_draws(THREE, 2 / 301) == pytest.approx(expected.item())
+
+
+def test_the_default_budget_and_batch() -> None:
+    never_the_same = KnownSampler(torch.ones(1_000_000), generator(), torch.arange(1_000_000)[:, None])
+    with pytest.raises(CalmError, match="the budget of 20000 draws"):
+        exact_temperature(never_the_same, 1, 1e-3, generator())
+    assert never_the_same.requested(1).tolist() == [20_000]
+    assert [len(drawn) for _, drawn in never_the_same.blocks[:8]] == [16, 32, 64, 128, 256, 512, 1024, 1024]
+    assert batch_temperature(KnownSampler(THREE, generator()), 2, 0.5, generator()).draws.tolist() == [200, 200]
 
 
 def test_an_exhausted_budget_says_what_to_do() -> None:

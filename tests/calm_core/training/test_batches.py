@@ -30,5 +30,7 @@ def test_batches_cut_the_shuffled_epochs_whatever_was_asked_before(batch: int, c
 def test_a_batch_in_words_names_its_first_items() -> None:
     few = described_batch("patches", torch.tensor([7, 1_234_567]))
     assert few == "patches from tokens 7, 1,234,567 of the training split"
+    some = described_batch("sequences", torch.arange(8))
+    assert some == "sequences from tokens 0, 1, 2, 3, 4, 5, 6, 7 of the training split"
     many = described_batch("sequences", torch.arange(10))
     assert many == "sequences from tokens 0, 1, 2, 3, 4, 5, 6, 7 and 2 more of the training split"

@@ -206,10 +206,11 @@ def test_micro_batches_change_nothing_but_rounding(optimiser: str, params: Param
         assert len(objective.observed) == 8
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(params: Params, runtime: RuntimeParams) -> None:
-    thirds = runtime.model_copy(update={"gradient_accumulation": 3})
-    with pytest.raises(CalmError, match="regression: a batch of 8 is not divisible by 1 processes times .* 3"):
-        train(TinyRegression(), section_of(params), thirds)
+@pytest.mark.parametrize("parts", [3, 16])
+def test_a_batch_that_cannot_be_divided_is_refused(parts: int, params: Params, runtime: RuntimeParams) -> None:
+    divided = runtime.model_copy(update={"gradient_accumulation": parts})
+    with pytest.raises(CalmError, match=f"regression: a batch of 8 is not divisible by 1 processes times .* {parts};"):
+        train(TinyRegression(), section_of(params), divided)
 
 
 def test_models_are_kept_after_the_steps_asked_for(params: Params, runtime: RuntimeParams) -> None:

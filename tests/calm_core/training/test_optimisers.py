@@ -88,6 +88,13 @@ def test_muon_is_that_of_torch(weight_decay: float) -> None:
     assert not any(torch.allclose(a, b, atol=0.05) for a, b in zip(ours, start, strict=True))
 
 
+def test_muon_decays_nothing_unless_asked_to() -> None:
+    weight = nn.Parameter(torch.ones(3, 2))
+    weight.grad = torch.zeros(3, 2)
+    Muon([weight], lr=0.1).step()
+    assert torch.equal(weight, torch.ones(3, 2))
+
+
 def test_muon_leaves_alone_what_has_no_gradient() -> None:
     moved, left = (nn.Parameter(torch.ones(3, 3)) for _ in range(2))
     moved.grad = torch.eye(3)

@@ -1,5 +1,6 @@
 """The baseline's loss, of a model that knows nothing and in bfloat16."""
 
+import pytest
 import torch
 
 from calm_core.nn.backbone import BackboneConfig
@@ -14,6 +15,14 @@ def test_next_token_loss_is_uniform_for_an_ignorant_model() -> None:
     torch.nn.init.zeros_(model.output.weight)
     loss = next_token_loss(model, torch.randint(11, (2, 7)))
     torch.testing.assert_close(loss, torch.tensor(11.0).log())
+
+
+def test_fresh_embeddings_have_unit_scale_and_layers_add_nothing() -> None:
+    model = Transformer(TransformerConfig(500, BACKBONE))
+    model.initialise(torch.Generator().manual_seed(0))
+    assert model.embedding.weight.std().item() == pytest.approx(1, rel=0.03)
+    token_ids = torch.randint(500, (2, 7), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.hidden_states(token_ids), model.backbone.norm(model.embedding(token_ids)))
 
 
 def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:

@@ -83,6 +83,11 @@ def test_a_split_of_less_than_a_block_is_refused(params: Params, tmp_path: Path)
         objective_of(params, tmp_path, random_tokens(CONTEXT))
 
 
+def test_a_split_of_one_block_is_enough(params: Params, tmp_path: Path) -> None:
+    block = random_tokens(CONTEXT + 1)
+    assert torch.equal(objective_of(params, tmp_path, block).batch(0, range(1)), block[None])
+
+
 def test_its_own_section_trains_it(params: Params, tmp_path: Path) -> None:
     tokens, section = stream_of(tmp_path, random_tokens(90)), transformer_section(params, steps=3, warmup_steps=0)
     seeded_params = params.model_copy(update={"transformer": section, "seed": 3})
