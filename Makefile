@@ -31,7 +31,7 @@ verify: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) python -m benchmarks
 
-# Faults put into models, losses, metrics and trainings, one at a time: which ones do the quick tests not notice? Two hours
+# Faults put into models, losses, metrics and trainings, one at a time: which ones do the quick tests not notice? An hour
 # on two cores; a run that was stopped goes on, and one after a change tries the changed functions again.
 mutants: $(VENV)/installed
 	$(RUN) mutmut run

@@ -111,6 +111,32 @@ def test_shared_normal_targets_of_no_spread() -> None:
     assert score.fidelity.max() <= 4e-6
 
 
+def test_positions_in_blocks_and_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(0)
+    samples = torch.randn(3, 5, 2, generator=draws).requires_grad_()
+    mean, noise = torch.randn(5, 2, generator=draws), torch.randn(4, 2, generator=draws)
+    std = torch.rand(5, 2, generator=draws) + 0.1
+    targets = torch.cat([mean + std * noise[:, None], mean - std * noise[:, None]])
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.25])
+    to_targets = 2 * (samples[:, None] - targets).norm(dim=-1).mean(dim=(0, 1))
+    apart = torch.stack([(samples[n] - samples[k]).norm(dim=-1) for n, k in ((0, 1), (0, 2), (1, 2))]).mean(dim=0)
+    expected = to_targets - apart
+    (expected_gradient,) = torch.autograd.grad((weights * expected).sum(), samples)
+    monkeypatch.setattr("calm_core.calm.energy_score.BLOCK_VALUES", 12)  # blocks of two positions, the last of one
+    for score in (energy_score(samples, targets), energy_score_of_normal(samples, mean, std, noise)):
+        torch.testing.assert_close(score.total, expected)
+        (gradient,) = torch.autograd.grad((weights * score.total).sum(), samples)
+        torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_rounding_at_a_normal_target_has_no_gradient() -> None:
+    # The first sample lies on the targets up to rounding, so that it feels the second alone.
+    samples = torch.tensor([[[3e-8, -3e-8]], [[3.0, 4.0]]], requires_grad=True)
+    score = energy_score_of_normal(samples, torch.zeros(1, 2), torch.zeros(1, 2), torch.randn(4, 2))
+    (gradient,) = torch.autograd.grad(score.total.sum(), samples)
+    torch.testing.assert_close(gradient[0, 0], torch.tensor([0.6, 0.8]), atol=1e-4, rtol=0)
+
+
 def test_gradient_is_finite_where_samples_coincide() -> None:
     for alpha in (0.5, 1.0):
         samples = torch.ones(3, 2, 4, requires_grad=True)
