@@ -19,7 +19,7 @@ ui: $(VENV)/installed
 test: check
 	$(RUN) pytest $(TWO_AT_A_TIME) -m "not slow"
 
-# The rest as well: more moments, faults, processes and ways through the pipeline; a quarter of an hour more.
+# The rest as well: more moments, faults, processes and ways through the pipeline; some seven minutes more.
 test-all: test
 	$(RUN) pytest $(TWO_AT_A_TIME) -m slow
 
@@ -31,7 +31,7 @@ verify: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) python -m benchmarks
 
-# Faults put into models, losses, metrics and trainings, one at a time: which ones do the quick tests not notice? An hour
+# Faults put into models, losses, metrics and trainings, one at a time: which ones do the quick tests not notice? Half an hour
 # on two cores; a run that was stopped goes on, and one after a change tries the changed functions again.
 mutants: $(VENV)/installed
 	$(RUN) mutmut run
