@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,7 +152,8 @@ def test_another_machine_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_they_take_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that runs as steps and writing do, for cheap and for dear checkpoints."""
     now = 0.0
-    monkeypatch.setattr(calm_core.training.checkpoints.time, "monotonic", lambda: now)
+    # The module's clock alone: the threads of pytest's workers live by the real one.
+    monkeypatch.setattr(calm_core.training.checkpoints, "time", SimpleNamespace(monotonic=lambda: now))
     for seconds_to_write in (0.05, 3.0, 40.0):
         store = CheckpointStore(tmp_path / f"{seconds_to_write}", "test")
 

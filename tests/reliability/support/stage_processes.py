@@ -70,6 +70,10 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
+MOST_SECONDS = 120.0
+"""How long a stage of the small project may take, many times what it does."""
+
+
 def run_stage_process(folder: Path, stage: str, *faults: Fault) -> Ended:
     """Run ``stage`` in ``folder`` in a process of its own that calls ``faults`` first, and wait for its end.
 
@@ -97,7 +101,10 @@ def run_stage_processes(folder: Path, stage: str, faults: Sequence[Sequence[Faul
             process.start()
             running.append((process, told))
         for process, _ in running:
-            process.join()
+            process.join(MOST_SECONDS)
+            if process.is_alive():  # waits for one that is gone: a failure of the test, not an endless run
+                process.kill()
+                process.join()
         return [Ended(int(process.exitcode or 0), told.read_text(encoding="utf-8")) for process, told in running]
 
 
