@@ -99,7 +99,10 @@ def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[ProcessGroup]:
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
-        yield ProcessGroup(rank, count, device)
+        group = ProcessGroup(rank, count, device)
+        # Gloo connects every pair of processes: one that failed and left meanwhile would break what others are building.
+        group.any_rank([False])
+        yield group
     finally:
         dist.destroy_process_group()
 
