@@ -100,7 +100,7 @@ def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[ProcessGroup]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         group = ProcessGroup(rank, count, device)
-        # Gloo connects every pair of processes: one that failed and left meanwhile would break what others are building.
+        # Gloo connects every pair of processes: one that fails and leaves meanwhile breaks it for the others.
         group.any_rank([False])
         yield group
     finally:
