@@ -11,10 +11,11 @@ from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import Calm
 from calm_core.calm.training import calm_config, head_objective
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import LanguageModelParams, Params
 from calm_core.runtime.precision import Precision, autocast
 from calm_core.runtime.randomness import generator
-from calm_core.training.loop import training_step
+from calm_core.training.loop import update_weights
 from calm_core.training.optimisers import build_optimisers
 from calm_core.transformer.model import Transformer, next_token_loss
 from calm_core.transformer.training import transformer_config
@@ -51,7 +52,7 @@ def calm_step(params: Params) -> CalmStep:
 
     def loss() -> Tensor:
         hidden_states = model(model.inputs(patches, autoencoder)).flatten(0, 1)
-        head_draws = model.head.training_draws(positions, objective, draws)
+        head_draws = model.head.training_draws(positions, objective, GeneratorDraws(draws))
         return model.head.loss(hidden_states, posterior, head_draws, objective).total
 
     return CalmStep(model, autoencoder, objective, _step(model, loss, section, params.runtime.precision))
@@ -75,6 +76,7 @@ def _step(
     def run() -> None:
         with autocast(precision, torch.device("cpu")):
             value = loss()
-        training_step(model, optimisers, value, section.gradient_clip)
+        value.backward()
+        update_weights(model, optimisers, section.gradient_clip)
 
     return run

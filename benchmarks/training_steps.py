@@ -19,9 +19,10 @@ from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.costs.flops import calm_flops, decoder_parameters, encoder_parameters, transformer_flops
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import TrainingParams
 from calm_core.runtime.precision import autocast
-from calm_core.training.loop import training_step
+from calm_core.training.loop import update_weights
 from calm_core.training.optimisers import build_optimisers
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 
@@ -72,7 +73,7 @@ def calm_step(
     objective = HeadObjective(samples=8, target_samples=100)
 
     def loss() -> Tensor:
-        draws = model.head.training_draws(positions, objective, generator)
+        draws = model.head.training_draws(positions, objective, GeneratorDraws(generator))
         return model.head.loss(model(token_ids).flatten(0, 1), posterior, draws, objective).total
 
     flops = calm_flops(config, coder, patches, objective.samples).training_per_token
@@ -98,7 +99,7 @@ def autoencoder_step(config: AutoencoderConfig, patches: int) -> Step:
     token_ids = torch.randint(config.vocabulary_size, (patches, config.patch_size), generator=generator)
 
     def loss() -> Tensor:
-        return autoencoder_loss(model, token_ids, draw(config, patches, generator)).total
+        return autoencoder_loss(model, token_ids, draw(config, patches, GeneratorDraws(generator))).total
 
     flops = 3 * 2 * (encoder_parameters(config) + decoder_parameters(config))
     return Step(_step(model, loss), flops * patches)
@@ -177,6 +178,7 @@ def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     def run() -> None:
         with autocast("auto", CPU):
             value = loss()
-        training_step(model, optimisers, value, gradient_clip=1.0)
+        value.backward()
+        update_weights(model, optimisers, gradient_clip=1.0)
 
     return run

@@ -37,13 +37,14 @@ class RuntimeParams(Section):
     """How the machine is used."""
 
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "tf32", "bfloat16"]
     device: Literal["cpu", "cuda"]
     launcher: Literal["none", "torchrun"]
     processes: Positive
     parallelism: Literal["ddp", "fsdp"]
     gradient_accumulation: Positive
     activation_checkpointing: bool
+    compile: bool
 
     @model_validator(mode="after")
     def _processes_are_launched(self) -> Self:

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.nn.cross_entropy import BLOCK_LOGITS, projected_cross_entropy
+from calm_core.nn.block_sizes import rows_at_once
+from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS, projected_cross_entropy
+from calm_core.nn.draws import Draws
 from calm_core.nn.layers import ResidualSwiGLU, initialise, rms_norm
 from calm_core.nn.limits import HalvedLayers, PatchSize, VocabularySize, Width
 
@@ -128,10 +130,12 @@ class Autoencoder(nn.Module):
         Some patches at a time, so that their logits are still in the processor's cache when they are compared.
         """
         # Logits of K positions a patch, each of vocabulary size.
-        patches = max(1, BLOCK_LOGITS // (self.config.patch_size * self.config.vocabulary_size))
+        patch_size = self.config.patch_size
+        logits = patch_size * self.config.vocabulary_size
+        patches = rows_at_once(logits, latents.device, BLOCK_LOGITS, -(-LEAST_ROWS // patch_size))
         blocks = latents.reshape(-1, latents.shape[-1]).split(patches)
         token_ids = torch.cat([self.logits(block).argmax(dim=-1) for block in blocks])
-        return token_ids.view(*latents.shape[:-1], self.config.patch_size)
+        return token_ids.view(*latents.shape[:-1], patch_size)
 
 
 class AutoencoderLoss(NamedTuple):
@@ -154,14 +158,13 @@ class AutoencoderDraws(NamedTuple):
     latent_uniform: Tensor
 
 
-def draw(config: AutoencoderConfig, patches: int, generator: torch.Generator) -> AutoencoderDraws:
-    """Draw what ``autoencoder_loss`` needs for ``patches`` patches."""
-    device = generator.device
-    # The order of the three draws is part of what a seed means.
+def draw(config: AutoencoderConfig, patches: int, draws: Draws) -> AutoencoderDraws:
+    """What ``autoencoder_loss`` needs for ``patches`` patches a row of ``draws``, row after row."""
+    # The names are part of what a seed means.
     return AutoencoderDraws(
-        noise=torch.randn(patches, config.latent_size, generator=generator, device=device),
-        token_uniform=torch.rand(patches, config.patch_size, generator=generator, device=device),
-        latent_uniform=torch.rand(patches, config.latent_size, generator=generator, device=device),
+        noise=draws.normal("noise", patches, config.latent_size).flatten(0, 1),
+        token_uniform=draws.uniform("token dropout", patches, config.patch_size).flatten(0, 1),
+        latent_uniform=draws.uniform("latent dropout", patches, config.latent_size).flatten(0, 1),
     )
 
 

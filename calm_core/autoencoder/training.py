@@ -12,11 +12,11 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, AutoencoderDraws, autoencoder_loss, draw
 from calm_core.params import AutoencoderParams, Params
-from calm_core.runtime.randomness import generator
+from calm_core.runtime.randomness import StepStreams, generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import described_batch
 from calm_core.training.loop import train
-from calm_core.training.objective import Loss
+from calm_core.training.objective import CPU, Loss, on_device
 from calm_core.training.run import Run
 from calm_core.training.shape import shape_from
 
@@ -27,7 +27,7 @@ LATENT_NOISE_STD = 0.3
 EVALUATION_BATCH = 4096
 
 DRAWN_TOGETHER = 256
-"""Patches of a batch whose noise comes from one generator: a process draws little more than its own."""
+"""Patches of a batch whose noise comes from one stream: a process draws little more than its own."""
 
 
 def autoencoder_config(section: AutoencoderParams, vocabulary_size: int) -> AutoencoderConfig:
@@ -53,13 +53,12 @@ class AutoencoderObjective:
         self.model.initialise(generator(seed, STAGE, "weights"))
         self.rows, self.tokens_per_row = section.batch_patches, section.patch_size
 
-    def batch(self, step: int, rows: range) -> PatchBatch:
+    def batch(self, step: int, rows: range, device: torch.device = CPU) -> PatchBatch:
         # Positions of the whole batch, of which a process takes its rows: the batch is the same for any number of
         # processes.
         starts = self._patch_starts(step)[rows.start : rows.stop]
-        return PatchBatch(
-            self._tokens.windows(starts, self._section.patch_size), _draws(self.model.config, rows, self._seed, step)
-        )
+        token_ids = on_device(self._tokens.windows(starts, self._section.patch_size), device)
+        return PatchBatch(token_ids, self._draws(step, rows, device))
 
     def loss(self, batch: PatchBatch) -> Loss:
         section = self._section
@@ -80,6 +79,15 @@ class AutoencoderObjective:
     def describe_batch(self, step: int) -> str:
         return described_batch("patches", self._patch_starts(step))
 
+    def _draws(self, step: int, rows: range, device: torch.device) -> AutoencoderDraws:
+        """Those of patches ``rows`` of a batch, from a stream for each ``DRAWN_TOGETHER`` patches of it."""
+        # Whole blocks that the rows touch; what lies before and after the rows is cut off again.
+        blocks = range(rows.start // DRAWN_TOGETHER, -(-rows.stop // DRAWN_TOGETHER))
+        streams = StepStreams(self._seed, STAGE, step, blocks, device)
+        drawn = draw(self.model.config, DRAWN_TOGETHER, streams)
+        skipped = rows.start - blocks.start * DRAWN_TOGETHER
+        return AutoencoderDraws(*(values[skipped : skipped + len(rows)] for values in drawn))
+
     def _patch_starts(self, step: int) -> Tensor:
         """Positions at any alignment, so that the code covers patches that a document's end falls into."""
         draws = generator(self._seed, STAGE, "step", step)
@@ -91,15 +99,6 @@ def train_autoencoder(params: Params, tokens: TokenStream, vocabulary_size: int,
     """Train an autoencoder on the training split ``tokens``; errors as ``training.loop.train``."""
     objective = AutoencoderObjective(params.autoencoder, tokens, vocabulary_size, params.seed)
     return train(objective, params.autoencoder, params.runtime, run)
-
-
-def _draws(config: AutoencoderConfig, rows: range, seed: int, step: int) -> AutoencoderDraws:
-    """Those of patches ``rows`` of a batch, from a generator for each ``DRAWN_TOGETHER`` patches of it."""
-    # Whole blocks that the rows touch; what lies before and after the rows is cut off again.
-    first, last = rows.start // DRAWN_TOGETHER, -(-rows.stop // DRAWN_TOGETHER)
-    blocks = [draw(config, DRAWN_TOGETHER, generator(seed, STAGE, "step", step, block)) for block in range(first, last)]
-    skipped = rows.start - first * DRAWN_TOGETHER
-    return AutoencoderDraws(*(torch.cat(parts)[skipped : skipped + len(rows)] for parts in zip(*blocks, strict=True)))
 
 
 class Reconstruction(NamedTuple):

@@ -5,14 +5,15 @@ A noisy latent goes in; the time step and the backbone's hidden state together s
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from calm_core.calm.head import draw_positions
-from calm_core.nn.layers import NORM_EPSILON
+from calm_core.calm.head import by_position
+from calm_core.nn.draws import Draws
+from calm_core.nn.layers import NORM_EPSILON, LayerNorm
 
 TIME_FREQUENCIES = 256
 """Sines and cosines that a time step is embedded in, together."""
@@ -43,20 +44,14 @@ class DenoisingDraws(NamedTuple):
 
 
 def draw_denoising(
-    shape: tuple[int, int, int],
-    draw_times: Callable[[tuple[int, int], torch.Generator], Tensor],
-    generators: Sequence[torch.Generator],
+    samples: int, positions: int, latent_size: int, to_times: Callable[[Tensor], Tensor], draws: Draws
 ) -> DenoisingDraws:
-    """Draws of ``shape`` [N, positions, latent] from each of ``generators``, position after position."""
-
-    def normal(generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device)
-
-    # What a seed means includes this order: another order of the three draws would train on other noise.
+    """N = ``samples`` draws a position; ``to_times`` makes times of uniform numbers in [0, 1)."""
+    # The names are part of what a seed means.
     return DenoisingDraws(
-        targets=draw_positions(normal, generators),
-        times=draw_positions(lambda generator: draw_times(shape[:2], generator), generators),
-        noise=draw_positions(normal, generators),
+        targets=by_position(draws.normal("targets", samples, positions, latent_size)),
+        times=to_times(by_position(draws.uniform("times", samples, positions))),
+        noise=by_position(draws.normal("noise", samples, positions, latent_size)),
     )
 
 
@@ -65,7 +60,7 @@ class AdaptiveBlock(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(size, eps=NORM_EPSILON)
+        self.norm = LayerNorm(size)
         self.mlp = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
         # Zeroed by ``Denoiser.zero_output``, it gives shift, scale and gate 0: the identity (adaLN-Zero).
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(size, 3 * size))

@@ -1,6 +1,5 @@
 """The diffusion head: a denoiser that predicts noise and variance, run backwards (paper, section 3, "other heads")."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ from calm_core.autoencoder.model import Posterior
 from calm_core.calm.denoiser import Denoiser, DenoisingDraws, denoiser_weights, draw_denoising
 from calm_core.calm.diffusion import cosine_schedule, diffuse_back, diffusion_loss, respaced
 from calm_core.calm.head import HeadLoss, HeadObjective
+from calm_core.nn.draws import Draws
 from calm_core.nn.limits import Layers, SamplingSteps
 
 
@@ -50,19 +50,13 @@ class DiffusionHead(nn.Module):
     def zero_output(self) -> None:
         self.denoiser.zero_output()
 
-    def training_draws(
-        self,
-        positions: int,
-        objective: HeadObjective,
-        generator: torch.Generator,
-        sequences: Sequence[torch.Generator] = (),
-    ) -> DenoisingDraws:
+    def training_draws(self, positions: int, objective: HeadObjective, draws: Draws) -> DenoisingDraws:
         """``times`` are uniform over the training steps."""
 
-        def draw_times(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-            return torch.randint(self.config.training_steps, shape, generator=generator, device=generator.device)
+        def to_times(uniform: Tensor) -> Tensor:
+            return (uniform * self.config.training_steps).long()
 
-        return draw_denoising((objective.samples, positions, self.latent_size), draw_times, sequences or (generator,))
+        return draw_denoising(objective.samples, positions, self.latent_size, to_times, draws)
 
     def loss(
         self, hidden_states: Tensor, posterior: Posterior, draws: DenoisingDraws, objective: HeadObjective

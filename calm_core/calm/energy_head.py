@@ -7,7 +7,6 @@ Notable:
 - about 10 % of a model's parameters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Posterior
 from calm_core.calm.energy_score import energy_score, energy_score_of_normal
-from calm_core.calm.head import HeadLoss, HeadObjective, draw_positions
-from calm_core.nn.layers import NORM_EPSILON
+from calm_core.calm.head import HeadLoss, HeadObjective, by_position
+from calm_core.nn.draws import Draws
+from calm_core.nn.layers import LayerNorm
 from calm_core.nn.limits import Layers, Width
 
 
@@ -60,7 +60,7 @@ class EnergyBlock(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(size, eps=NORM_EPSILON)
+        self.norm = LayerNorm(size)
         self.mlp = nn.Sequential(
             nn.Linear(2 * size, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU(), nn.Linear(size, 2 * size)
         )
@@ -86,11 +86,11 @@ class EnergyHead(nn.Module):
         super().__init__()
         self.config, self.latent_size = config, latent_size
         self.noise_projection = nn.Linear(config.noise_size, hidden_size)
-        self.noise_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        self.noise_norm = LayerNorm(hidden_size)
         self.condition_projection = nn.Linear(hidden_size, hidden_size)
-        self.condition_norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        self.condition_norm = LayerNorm(hidden_size)
         self.blocks = nn.ModuleList(EnergyBlock(hidden_size) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(hidden_size, eps=NORM_EPSILON)
+        self.norm = LayerNorm(hidden_size)
         self.output = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, latent_size))
 
     def zero_output(self) -> None:
@@ -99,26 +99,13 @@ class EnergyHead(nn.Module):
         for parameter in self.output[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def training_draws(
-        self,
-        positions: int,
-        objective: HeadObjective,
-        generator: torch.Generator,
-        sequences: Sequence[torch.Generator] = (),
-    ) -> EnergyDraws:
-        def normal(generator: torch.Generator, *shape: int) -> Tensor:
-            return torch.randn(*shape, self.latent_size, generator=generator, device=generator.device)
-
-        # Drawn last, so that a loss without spaces has the same noise and targets.
+    def training_draws(self, positions: int, objective: HeadObjective, draws: Draws) -> EnergyDraws:
         scored = objective.scored_targets if objective.spaces else 0
-        by_position = sequences or (generator,)
-        # What belongs to a position comes from its sequence's generator, so that a process draws for its own rows
-        # alone. All positions share the second draw, so all processes take it from the same generator. The order of
-        # draws is part of what a seed means.
+        # The names are part of what a seed means.
         return EnergyDraws(
-            draw_positions(lambda one: self.sampling_draws((objective.samples, positions), one), by_position),
-            normal(generator, objective.target_samples // 2),
-            draw_positions(lambda one: normal(one, scored, positions), by_position),
+            by_position(draws.uniform("noise", objective.samples, positions, self.config.noise_size)) - 0.5,
+            draws.shared_normal("targets", objective.target_samples // 2, self.latent_size),
+            by_position(draws.normal("scored targets", scored, positions, self.latent_size)),
         )
 
     def loss(

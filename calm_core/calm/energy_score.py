@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.float32 import float32_products
 
 SMALLEST_SQUARE = 1e-12
 """Below it a squared distance to a normal target is rounding, and has no gradient."""
 
 BLOCK_VALUES = 1 << 19
-"""Values of the samples of a block at most, and one position at least."""
+"""Values of the samples of a block on a CPU."""
 
 
 class EnergyScore(NamedTuple):
@@ -99,7 +100,7 @@ class _BlockedScore(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, positions, size = samples.shape
         # All positions at once would go through memory at each line of the terms; a block stays in the cache.
-        at_once = max(1, BLOCK_VALUES // (count * size))
+        at_once = rows_at_once(count * size, samples.device, BLOCK_VALUES)
         terms = samples.new_empty(2, positions)
         gradient = torch.empty_like(samples) if train else None
         # In bf16 the expanded squares of ``_to_normal`` would cancel to a few bits.

@@ -1,6 +1,5 @@
 """The flow-matching head: a denoiser's velocity, followed from noise to a latent (paper, section 3, "other heads")."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ from calm_core.autoencoder.model import Posterior
 from calm_core.calm.denoiser import Denoiser, DenoisingDraws, denoiser_weights, draw_denoising
 from calm_core.calm.flow_matching import CALLS, Solver, flow_loss, integrate
 from calm_core.calm.head import HeadLoss, HeadObjective
+from calm_core.nn.draws import Draws
 from calm_core.nn.limits import Layers, SamplingSteps
 
 
@@ -44,19 +44,10 @@ class FlowHead(nn.Module):
     def zero_output(self) -> None:
         self.denoiser.zero_output()
 
-    def training_draws(
-        self,
-        positions: int,
-        objective: HeadObjective,
-        generator: torch.Generator,
-        sequences: Sequence[torch.Generator] = (),
-    ) -> DenoisingDraws:
+    def training_draws(self, positions: int, objective: HeadObjective, draws: Draws) -> DenoisingDraws:
         """``times`` are uniform in [0, 1)."""
 
-        def draw_times(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-            return torch.rand(shape, generator=generator, device=generator.device)
-
-        return draw_denoising((objective.samples, positions, self.latent_size), draw_times, sequences or (generator,))
+        return draw_denoising(objective.samples, positions, self.latent_size, lambda uniform: uniform, draws)
 
     def loss(
         self, hidden_states: Tensor, posterior: Posterior, draws: DenoisingDraws, objective: HeadObjective

@@ -5,7 +5,7 @@ Three heads keep to this interface: energy (``energy_head``), diffusion (``diffu
 or recorded elsewhere, so that a head is a pure function of its arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from calm_core.autoencoder.model import Posterior
+from calm_core.nn.draws import Draws
 
 Space = Callable[[Tensor], Tensor]
 """A differentiable map of latents [..., latent] to [..., parts, size]; each part is scored on its own."""
@@ -47,18 +48,9 @@ class Head(Protocol):
     def zero_output(self) -> None:
         """Prepare fresh weights: the last linear starts at zero."""
 
-    def training_draws(
-        self,
-        positions: int,
-        objective: HeadObjective,
-        generator: torch.Generator,
-        sequences: Sequence[torch.Generator] = (),
-    ) -> Any:
-        """The random tensors that ``loss`` needs for P = ``positions``, a NamedTuple of the head's own.
-
-        What belongs to a position comes from ``generator`` too or, where ``sequences`` are given, from the one of its
-        sequence: each then has ``positions`` positions, and P is that many times as large.
-        """
+    def training_draws(self, positions: int, objective: HeadObjective, draws: Draws) -> Any:
+        """The random tensors that ``loss`` needs for sequences of ``positions`` positions each, a row of ``draws`` a
+        sequence: a NamedTuple of the head's own, in which P is the positions of all sequences, one after the other."""
 
     def loss(self, hidden_states: Tensor, posterior: Posterior, draws: Any, objective: HeadObjective) -> HeadLoss:
         """Loss of hidden states [P, hidden] against the posterior [P, L] of the patch that follows each."""
@@ -70,10 +62,9 @@ class Head(Protocol):
         """Latents [*shape, L] float32; ``hidden_states`` [..., hidden] may lack leading dimensions of ``shape``."""
 
 
-def draw_positions(draw: Callable[[torch.Generator], Tensor], generators: Sequence[torch.Generator]) -> Tensor:
-    """What ``draw`` makes of each of ``generators``, [n, positions, ...], position after position."""
-    # Positions are dimension 1: the sequences of a batch lie one after the other, as flattened hidden states do.
-    return torch.cat([draw(generator) for generator in generators], dim=1)
+def by_position(draws: Tensor) -> Tensor:
+    """Numbers drawn by sequence, [sequences, n, positions, ...], as [n, P, ...], sequence after sequence."""
+    return draws.transpose(0, 1).flatten(1, 2)
 
 
 class HeadConfig(Protocol):

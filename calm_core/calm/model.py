@@ -18,7 +18,7 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.head import Head
 from calm_core.nn.backbone import Backbone, BackboneConfig, KeyValueCache
-from calm_core.nn.layers import NORM_EPSILON, initialise
+from calm_core.nn.layers import LayerNorm, initialise
 from calm_core.nn.limits import PatchSize, VocabularySize, Width
 
 AnyHeadConfig = EnergyHeadConfig | DiffusionHeadConfig | FlowHeadConfig
@@ -113,5 +113,5 @@ def _input_projection(input_size: int, hidden_size: int) -> nn.Sequential:
         nn.Linear(input_size, 2 * hidden_size),
         nn.SiLU(),
         nn.Linear(2 * hidden_size, hidden_size),
-        nn.LayerNorm(hidden_size, eps=NORM_EPSILON),
+        LayerNorm(hidden_size),
     )

@@ -1,6 +1,6 @@
 """Training CALM on the encoded corpus (paper, section 3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +13,15 @@ from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.errors import CalmError
+from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.params import CalmParams, Params
-from calm_core.runtime.randomness import generator
+from calm_core.runtime.randomness import StepStreams, generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.loop import train
-from calm_core.training.objective import Loss
+from calm_core.training.objective import CPU, Loss, on_device
 from calm_core.training.run import Run
 from calm_core.training.shape import shape_from
 
@@ -69,7 +70,8 @@ class SequenceBatch(NamedTuple):
 class CalmObjective:
     """Sequences of the encoded training split, and the head's loss of each next patch.
 
-    ``tokens`` and ``latents`` are those of the split. ``autoencoder`` is frozen and on the device of the training.
+    ``tokens`` and ``latents``, encoded before or online, are those of the split. ``autoencoder`` is frozen and on the
+    device of the training.
 
     Raises:
         CalmError: the split is shorter than one context and the patch that follows it.
@@ -78,7 +80,12 @@ class CalmObjective:
     name = "calm"
 
     def __init__(
-        self, section: CalmParams, tokens: TokenStream, latents: LatentCorpus, autoencoder: Autoencoder, seed: int
+        self,
+        section: CalmParams,
+        tokens: TokenStream,
+        latents: LatentCorpus | OnlineLatents,
+        autoencoder: Autoencoder,
+        seed: int,
     ) -> None:
         self._section, self._tokens, self._latents, self._seed = section, tokens, latents, seed
         # Not a submodule of the model: it is neither trained, sharded nor saved with it.
@@ -96,17 +103,17 @@ class CalmObjective:
         self.model.initialise(generator(seed, STAGE, "weights"))
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
 
-    def batch(self, step: int, rows: range) -> SequenceBatch:
+    def batch(self, step: int, rows: range, device: torch.device = CPU) -> SequenceBatch:
         starts = self._patch_starts(step)[rows.start : rows.stop]
-        # A row's generator serves its input noise first, then the head: this order is part of what a seed means. Keyed
-        # by row, it gives the same numbers to whichever process or micro-batch has the row.
-        by_row = [generator(self._seed, STAGE, "step", step, row) for row in rows]
-        inputs = self._inputs(starts, by_row)
+        # A stream a row gives the same numbers to whichever process or micro-batch has the row.
+        streams = StepStreams(self._seed, STAGE, step, rows, device)
         # The target of a position is the patch after it.
         following = (starts[:, None] + torch.arange(1, self._context + 1)).flatten()
-        shared = generator(self._seed, STAGE, "step", step)
-        draws = self.model.head.training_draws(self._context, self._head_objective, shared, by_row)
-        return SequenceBatch(inputs, self._latents.posterior(following), draws)
+        return SequenceBatch(
+            self._inputs(starts, streams, device),
+            on_device(self._latents.posterior(following), device),
+            self.model.head.training_draws(self._context, self._head_objective, streams),
+        )
 
     def loss(self, batch: SequenceBatch) -> Loss:
         hidden_states = self.model(batch.inputs).flatten(0, 1)
@@ -127,18 +134,21 @@ class CalmObjective:
     def _patch_starts(self, step: int) -> Tensor:
         return batch_indices(step, self.rows, self._blocks, self._seed, STAGE) * self._context
 
-    def _inputs(self, starts: Tensor, by_row: Sequence[torch.Generator]) -> Tensor:
+    def _inputs(self, starts: Tensor, streams: StepStreams, device: torch.device) -> Tensor:
         if self._section.input == "tokens":
-            token_ids = self._tokens.windows(starts * self._patch_size, self.tokens_per_row)
+            token_ids = on_device(self._tokens.windows(starts * self._patch_size, self.tokens_per_row), device)
             return token_ids.unflatten(-1, (-1, self._patch_size))
-        posterior = self._latents.posterior(starts[:, None] + torch.arange(self._context))
+        posterior = on_device(self._latents.posterior(starts[:, None] + torch.arange(self._context)), device)
         # Fed by a sample, as in generation, where the model reads the latents that its head has sampled.
-        noise = [torch.randn(posterior.mean.shape[1:], generator=row) for row in by_row]
-        return posterior.sample(torch.stack(noise))
+        return posterior.sample(streams.normal("inputs", *posterior.mean.shape[1:]))
 
 
 def train_calm(
-    params: Params, tokens: TokenStream, latents: LatentCorpus, autoencoder: Autoencoder, run: Run | None = None
+    params: Params,
+    tokens: TokenStream,
+    latents: LatentCorpus | OnlineLatents,
+    autoencoder: Autoencoder,
+    run: Run | None = None,
 ) -> Calm:
     """Train a CALM on the training split; errors as ``CalmObjective`` and ``train``.
 

@@ -16,6 +16,7 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterio
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.transformer.model import Transformer, TransformerConfig
 
 BACKWARD = 2
@@ -126,7 +127,7 @@ def counted_calm_flops(
     objective = HeadObjective(samples, 2, 1.0, spaces, scored_targets)
     generator = torch.Generator()
     # No generator lives on the meta device: drawn on the CPU, then moved, which keeps shapes alone.
-    training_draws = model.head.training_draws(context, objective, generator)
+    training_draws = model.head.training_draws(context, objective, GeneratorDraws(generator))
     training_draws = type(training_draws)(*(draw.to("meta") for draw in training_draws))
     sampling_draws = model.head.sampling_draws((1, context), generator).to("meta")
 

@@ -35,6 +35,7 @@ from calm_core.costs.flops import (
 )
 from calm_core.errors import CalmError
 from calm_core.latents.shards import latent_bytes
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import Params
 from calm_core.runtime.precision import autocast
 from calm_core.training.optimisers import Muon, build_optimisers
@@ -243,7 +244,7 @@ def _autoencoder_training(params: Params, patches: int) -> _Training:
 
     def loss(patches: int) -> Tensor:
         token_ids = torch.zeros(patches, config.patch_size, dtype=torch.int64)
-        draws = draw(config, patches, torch.Generator())
+        draws = draw(config, patches, GeneratorDraws(torch.Generator()))
         return autoencoder_loss(model, token_ids, draws).total
 
     decoder = decoder_parameters(config)
@@ -267,7 +268,7 @@ def _calm_training(params: Params) -> _Training:
         patches = torch.zeros(sequences, context, config.patch_size, dtype=torch.int64)
         latents = torch.zeros(sequences, context, config.latent_size)
         hidden_states = model(model.inputs(patches, autoencoder, latents)).flatten(0, 1)
-        draws = model.head.training_draws(positions, objective, torch.Generator())
+        draws = model.head.training_draws(positions, objective, GeneratorDraws(torch.Generator()))
         posterior = Posterior(*torch.zeros(2, positions, config.latent_size))
         return model.head.loss(hidden_states, posterior, draws, objective).total
 

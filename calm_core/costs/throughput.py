@@ -14,6 +14,7 @@ from torch import Tensor
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.training import head_objective
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import Params
 from calm_core.runtime.precision import autocast
 from calm_core.runtime.randomness import generator
@@ -43,7 +44,7 @@ def tokens_per_second(
     patch_inputs = calm_model.inputs(patches, autoencoder)
 
     def calm_training() -> None:
-        head_draws = calm_model.head.training_draws(positions, objective, draws)
+        head_draws = calm_model.head.training_draws(positions, objective, GeneratorDraws(draws))
         hidden_states = calm_model(patch_inputs).flatten(0, 1)
         calm_model.head.loss(hidden_states, posterior, head_draws, objective).total.backward()
         calm_model.zero_grad()

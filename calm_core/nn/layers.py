@@ -1,6 +1,6 @@
-"""The two layers that every network here is made of: RMSNorm and SwiGLU, in residual form.
+"""The layers that every network here is made of: norms and SwiGLU, in residual form.
 
-RMSNorm is torch's own, with the published epsilon; SwiGLU is down(silu(gate(x)) * up(x)) without biases
+Norms are torch's own, with the published epsilon; SwiGLU is down(silu(gate(x)) * up(x)) without biases
 (paper, sections 2 and 3).
 """
 
@@ -11,9 +11,31 @@ from torch import Tensor, nn
 NORM_EPSILON = 1e-6
 
 
-def rms_norm(size: int) -> nn.RMSNorm:
+class RMSNorm(nn.RMSNorm):
+    """torch's, in float32 for a float32 input whatever its gain is in: a sharded training gathers weights in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, _as_precise(self.weight, x), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's with the published epsilon; gain and bias as in ``RMSNorm``."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain, bias = _as_precise(self.weight, x), _as_precise(self.bias, x)
+        return F.layer_norm(x, self.normalized_shape, gain, bias, self.eps)
+
+
+def _as_precise(weight: Tensor, x: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, x.dtype))
+
+
+def rms_norm(size: int) -> RMSNorm:
     """An RMSNorm over the last dimension of ``size`` features, epsilon 1e-6."""
-    return nn.RMSNorm(size, eps=NORM_EPSILON)
+    return RMSNorm(size, eps=NORM_EPSILON)
 
 
 class SwiGLU(nn.Module):

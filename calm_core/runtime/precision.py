@@ -13,7 +13,7 @@ import torch
 
 from calm_core.runtime.launcher import processes_here
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 
 # From glibc's malloc.h.
@@ -62,6 +62,12 @@ def has_bfloat16(device: torch.device) -> bool:
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     """Whether matrix products run in bf16 on ``device`` under ``precision``."""
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+
+def set_float32_products(precision: Precision, device: torch.device) -> None:
+    """Let an NVIDIA GPU multiply float32 matrices in TF32, with 10 bits of a factor, or not, for this process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:

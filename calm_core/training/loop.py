@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calm_core.errors import CalmError
 from calm_core.params import RuntimeParams, TrainingParams
-from calm_core.runtime.precision import Precision, autocast
-from calm_core.runtime.process_group import ProcessGroup
+from calm_core.runtime.precision import set_float32_products, uses_bfloat16
 from calm_core.runtime.progress import progress
 from calm_core.runtime.signals import deferred_signals
 from calm_core.training.checkpoints import Checkpoint, Points
 from calm_core.training.curve import TrainingCurve
 from calm_core.training.divergence import Divergence
-from calm_core.training.objective import Loss, Model, Objective, on_device
+from calm_core.training.objective import Model, Objective
 from calm_core.training.optimisers import build_optimisers, set_learning_rates
 from calm_core.training.parallel_model import ParallelModel
+from calm_core.training.passes import Passes
 from calm_core.training.run import Run
 from calm_core.training.sharding import full_tensor
 from calm_core.training.state import Optimisers, gather_state, restore_state
@@ -36,9 +35,9 @@ def train(
     """Minimise ``objective`` over its model's parameters for ``training.steps`` steps; returns the trained model.
 
     The processes of ``run`` share the rows of a batch, and each goes through its chunk in
-    ``runtime.gradient_accumulation`` micro-batches. With checkpoints the training resumes from the last of them, logs
-    the points before it again, and ends with the same numbers as if it had never stopped; Ctrl-C and SIGTERM wait until
-    the step at hand is saved. The model that the first process returns is unsharded and on the CPU.
+    ``runtime.gradient_accumulation`` micro-batches, see ``passes``. With checkpoints the training resumes from the last
+    of them, logs the points before it again, and ends with the same numbers as if it had never stopped; Ctrl-C and
+    SIGTERM wait until the step at hand is saved. The model that the first process returns is unsharded and on the CPU.
 
     Raises:
         CalmError: loss or gradient of a step is not finite, or the loss leapt; no checkpoint is as late as that step.
@@ -46,10 +45,11 @@ def train(
     """
     run = run or Run()
     processes, steps = run.processes, training.steps
-    micro_batches = _micro_batches(objective, processes, runtime.gradient_accumulation)
+    set_float32_products(runtime.precision, processes.device)
     # Before the optimisers: FSDP replaces the parameters that they have to hold.
-    parallel = ParallelModel(objective.model, processes, runtime.parallelism, runtime.activation_checkpointing)
-    optimisers = build_optimisers(objective.model, training)
+    parallel = ParallelModel(objective.model, processes, runtime)
+    bfloat16 = uses_bfloat16(runtime.precision, processes.device)
+    optimisers = build_optimisers(objective.model, training, torch.bfloat16 if bfloat16 else torch.float32)
     # The first process alone has checkpoints, but saving one is a collective: all have to know whether it will happen.
     resumable = processes.broadcast_object(run.checkpoints is not None)
     first, points, sums = _resume(run, objective.model, optimisers)
@@ -60,6 +60,7 @@ def train(
     tokens = objective.rows * objective.tokens_per_row
     objective.model.train()
     with (
+        Passes(objective, parallel, runtime, processes, range(first, steps)) as passes,
         deferred_signals() if resumable else nullcontext(lambda: False) as asked_to_stop,
         progress(objective.name, steps * tokens, "tokens", first * tokens)
         if run.is_first
@@ -68,11 +69,11 @@ def train(
         for step in range(first, steps):
             done, note = step + 1, ""
             set_learning_rates(optimisers, step, training)
-            loss, terms, features = _forward(objective, step, micro_batches, parallel, runtime.precision, processes)
-            gradient_norm = training_step(objective.model, optimisers, loss, training.gradient_clip)
-            # Neither of these two reads a value, so that the device works on while Python prepares the next step.
-            divergence.observe(step, terms["loss"], gradient_norm)
-            curve.add(terms)
+            means, features = passes.of_step(step)
+            gradient_norm = update_weights(objective.model, optimisers, training.gradient_clip)
+            # Nothing down to here reads a value, so that the device works on while Python prepares the next step.
+            divergence.observe(step, means["loss"], gradient_norm)
+            curve.add(means)
             if curve.is_due(done):
                 # Before the point is logged: no NaN reaches the curve.
                 divergence.require_none(curve.first_loss)
@@ -100,67 +101,17 @@ def train(
     return parallel.full_model().cpu().eval()
 
 
-def training_step(
-    model: nn.Module, optimisers: list[torch.optim.Optimizer], loss: Tensor, gradient_clip: float
-) -> Tensor:
-    """Move the weights of ``model`` down the gradient of ``loss``, whose norm is clipped at ``gradient_clip``.
+def update_weights(model: nn.Module, optimisers: Optimisers, gradient_clip: float) -> Tensor:
+    """Move the weights of ``model`` down their gradients, whose norm is clipped at ``gradient_clip``.
 
-    Gradients of earlier micro-batches are added. Returns the norm before it was clipped, a scalar.
+    Returns the norm before it was clipped, a scalar.
     """
-    loss.backward()
     # Under FSDP the norm is a DTensor.
     norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), gradient_clip))
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad()
     return norm
-
-
-def _micro_batches(objective: Objective[Any, Any], processes: ProcessGroup, accumulation: int) -> list[range]:
-    """Which rows of each batch this process takes, divided into ``accumulation`` equal parts."""
-    if objective.rows % (processes.count * accumulation):
-        raise CalmError(
-            f"{objective.name}: a batch of {objective.rows} is not divisible by {processes.count} processes times "
-            f"runtime.gradient_accumulation {accumulation}; change one of them"
-        )
-    # Equal parts: the mean over micro-batches and processes is then the mean over the batch.
-    chunk = processes.chunk(objective.rows)
-    size = len(chunk) // accumulation
-    return [chunk[start : start + size] for start in range(0, len(chunk), size)]
-
-
-def _forward(
-    objective: Objective[Any, Any],
-    step: int,
-    micro_batches: list[range],
-    parallel: ParallelModel[Any],
-    precision: Precision,
-    processes: ProcessGroup,
-) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    """The forward passes of a step, and the backward passes of all micro-batches but the last.
-
-    Returns the loss of the last one, whose backward pass averages gradients over the processes, the means of all logged
-    scalars over micro-batches, and the features of the first one.
-    """
-    means: dict[str, Tensor] = {}
-    features = None
-    for rows in micro_batches:
-        is_last = rows is micro_batches[-1]
-        batch = on_device(objective.batch(step, rows), processes.device)
-        # DDP wants the forward pass inside no_sync too. The backward pass is outside of autocast, as torch advises;
-        # that of the last micro-batch, in ``training_step``, averages the gradients over the processes.
-        with nullcontext() if is_last else parallel.no_sync():
-            with autocast(precision, processes.device):
-                result: Loss = parallel.forward(partial(objective.loss, batch))
-            # Gradients add up over micro-batches, so each counts for its share of the mean.
-            loss = result.total / len(micro_batches)
-            if not is_last:
-                loss.backward()
-        if rows is micro_batches[0]:
-            features = result.features
-        for name, value in {"loss": result.total, **result.terms}.items():
-            means[name] = means.get(name, 0) + value.detach() / len(micro_batches)
-    return loss, means, features
 
 
 def _resume(run: Run, model: nn.Module, optimisers: Optimisers) -> tuple[int, Points, Mapping[str, Tensor]]:

@@ -7,10 +7,13 @@ A batch is a function of the step number and of rows of it, data and random draw
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = TypeVar("Batch")
+
+CPU = torch.device("cpu")
 
 
 class Loss(NamedTuple):
@@ -34,8 +37,9 @@ class Objective(Protocol, Generic[Model, Batch]):
     """Rows of a batch."""
     tokens_per_row: int
 
-    def batch(self, step: int, rows: range) -> Batch:
-        """Everything that ``rows`` of the batch of ``step`` need: a NamedTuple of CPU tensors, or of such tuples."""
+    def batch(self, step: int, rows: range, device: torch.device = CPU) -> Batch:
+        """Everything that ``rows`` of the batch of ``step`` need: a NamedTuple of tensors on ``device``, or of such
+        tuples. May be called in a thread, some steps ahead; a GPU is given work and not waited for."""
 
     def loss(self, batch: Batch) -> Loss:
         """The loss of a batch, which is on the model's device."""
@@ -47,8 +51,9 @@ class Objective(Protocol, Generic[Model, Batch]):
         """In words: which text ``step`` trains on, for messages about it."""
 
 
-def on_device(batch: Any, device: Any) -> Any:
-    """``batch``, a tensor or a NamedTuple of batches, on ``device``."""
+def on_device(batch: Any, device: torch.device) -> Any:
+    """``batch``, a CPU tensor or a NamedTuple of batches, on ``device``."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        # From pinned memory a copy to a GPU runs beside its work and this thread's.
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
     return type(batch)(*(on_device(part, device) for part in batch))

@@ -3,7 +3,7 @@
 Muon takes the momentum of a matrix and steps along its nearest semi-orthogonal matrix, found by a
 Newton-Schulz iteration (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon). torch.optim.Muon runs
 that iteration in bfloat16, some fifty times slower than float32 on a CPU without bfloat16 units, and one
-matrix at a time; here matrices of one shape go together, in float32.
+matrix at a time; here matrices of one shape go together, in the dtype of the training's own matrix products.
 """
 
 import math
@@ -20,10 +20,10 @@ from calm_core.training.sharding import full_tensor, shard_like
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: singular values end up in about [0.7, 1.2].
 
-    ``matrices`` is a float32 batch [n, rows, columns]; the result has its shape.
+    ``matrices`` is a float32 batch [n, rows, columns]; the result has its shape, and the products are in ``dtype``.
     """
     a, b, c = NEWTON_SCHULZ
     # The Gram matrix is the smaller of the two; a transposed matrix has the transposed answer.
@@ -31,22 +31,28 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices
     # The Frobenius norm bounds the largest singular value: all start in [0, 1], where the iteration converges. The
     # summand keeps a matrix of zeros at zero.
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         # a x + (b G + c G^2) x with G = x x^T, two fused products.
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for matrices [rows, columns]; steps have size lr * sqrt(max(1, rows / columns))."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -60,7 +66,7 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
                 directions = [full_tensor(self._nesterov(p, group["momentum"])) for p in parameters]
-                updates = orthogonalise(torch.stack(directions)).unbind()
+                updates = orthogonalise(torch.stack(directions), dtype=self._dtype).unbind()
                 # Decoupled weight decay, as in AdamW: scaled by the learning rate and kept out of the momentum.
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 # An orthogonal update has singular values near 1; the factor keeps the size of what it does to
@@ -79,8 +85,10 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(state["momentum"], momentum)
 
 
-def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.optim.Optimizer]:
-    """The optimisers that ``training`` asks for, over all parameters of ``model``.
+def build_optimisers(
+    model: nn.Module, training: TrainingParams, products: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """The optimisers that ``training`` asks for, over all parameters of ``model``; Muon multiplies in ``products``.
 
     "adamw" is the published one: AdamW with betas (0.9, 0.95) for everything, decay on matrices alone. "muon"
     takes the matrices between hidden layers; embeddings, output matrices, gains and biases stay with AdamW.
@@ -104,7 +112,9 @@ def build_optimisers(model: nn.Module, training: TrainingParams) -> list[torch.o
     ]
     optimisers: list[torch.optim.Optimizer] = []
     if training.optimiser == "muon":
-        optimisers.append(Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay))
+        optimisers.append(
+            Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay, dtype=products)
+        )
     else:
         groups.append({"params": matrices})
     # A CALM that is fed latents has no embeddings, and torch cannot gather optimiser state with an empty group.

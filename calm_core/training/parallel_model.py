@@ -5,47 +5,52 @@ Notable:
   hooks of torch's DistributedDataParallel and fully_shard see;
 - FSDP shards each layer on its own and the rest, such as embeddings, as one group; weights, gradients and optimiser
   state stay sharded, and a layer's weights are gathered while it computes;
-- mixed precision comes from autocast, not from FSDP's policy, so that the numbers are those of one process.
+- in bf16 a layer's weights are gathered in it, half of what float32 would take, and gradients are added in float32.
+  Products round their factors to bf16 anyway; embeddings, output matrix and last norm are gathered in float32;
+- compilation, too, is applied from outside, layer by layer: equal layers share what is compiled.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from calm_core.nn.layers import ResidualSwiGLU
+from calm_core.params import RuntimeParams
+from calm_core.runtime.precision import uses_bfloat16
 from calm_core.runtime.process_group import ProcessGroup
 from calm_core.training.objective import Model
 from calm_core.training.state import gather_weights
 
-Parallelism = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 
 
 class ParallelModel(Generic[Model]):
     """``model``, moved to the device of ``processes`` and wrapped for them, in place.
 
-    With ``activation_checkpointing`` a layer's activations are computed again in the backward pass instead of kept.
+    With ``runtime.activation_checkpointing`` a layer's activations are computed again in the backward pass instead of
+    kept; with ``runtime.compile`` layers are compiled.
     """
 
-    def __init__(
-        self, model: Model, processes: ProcessGroup, parallelism: Parallelism, activation_checkpointing: bool
-    ) -> None:
+    def __init__(self, model: Model, processes: ProcessGroup, runtime: RuntimeParams) -> None:
         self.model, self._processes = model, processes
-        if activation_checkpointing:
+        if runtime.activation_checkpointing:
             _recompute_layers(model)
+        if runtime.compile:
+            for layer in _layers(model):
+                layer.compile()
         model.to(processes.device)
         self._root: nn.Module = _Within(model)
         if processes.count == 1:
             return
-        if parallelism == "ddp":
+        if runtime.parallelism == "ddp":
             # DDP accepts device_ids for GPUs alone.
             devices = None if processes.device.type == "cpu" else [processes.device]
             self._root = DistributedDataParallel(self._root, device_ids=devices)
@@ -53,8 +58,10 @@ class ParallelModel(Generic[Model]):
         mesh = init_device_mesh(processes.device.type, (processes.count,))
         # FSDP2 shards bottom-up: the root's group is what no layer has taken. With the root alone, every forward pass
         # would gather the whole model.
+        bfloat16 = uses_bfloat16(runtime.precision, processes.device)
+        policy = MixedPrecisionPolicy(torch.bfloat16 if bfloat16 else None, torch.float32, cast_forward_inputs=False)
         for layer in _layers(model):
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self._root, mesh=mesh)
 
     def forward(self, work: Callable[[], T]) -> T:

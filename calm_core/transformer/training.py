@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from calm_core.errors import CalmError
@@ -11,7 +12,7 @@ from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.loop import train
-from calm_core.training.objective import Loss
+from calm_core.training.objective import CPU, Loss, on_device
 from calm_core.training.run import Run
 from calm_core.training.shape import shape_from
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
@@ -46,10 +47,11 @@ class TransformerObjective:
         self.model = Transformer(transformer_config(section, vocabulary_size))
         self.model.initialise(generator(seed, STAGE, "weights"))
 
-    def batch(self, step: int, rows: range) -> Tensor:
+    def batch(self, step: int, rows: range, device: torch.device = CPU) -> Tensor:
         """Token ids [rows, context + 1] int64: inputs, and one step later targets."""
         # One token more than the context: ``next_token_loss`` shifts.
-        return self._tokens.windows(self._sequence_starts(step)[rows.start : rows.stop], self.tokens_per_row + 1)
+        starts = self._sequence_starts(step)[rows.start : rows.stop]
+        return on_device(self._tokens.windows(starts, self.tokens_per_row + 1), device)
 
     def loss(self, batch: Tensor) -> Loss:
         return Loss(next_token_loss(self.model, batch))

@@ -12,6 +12,7 @@ from calm_core.autoencoder.model import (
     clipped_kl,
     draw,
 )
+from calm_core.nn.draws import GeneratorDraws
 
 
 @pytest.mark.parametrize("patch_size", range(1, 9))
@@ -20,7 +21,7 @@ def test_it_learns_at_every_patch_size(patch_size: int) -> None:
     patches = torch.randint(11, (72, patch_size), generator=generator)
     autoencoder = Autoencoder(AutoencoderConfig(11, patch_size, 16, 24, 12))
     autoencoder.initialise(generator)
-    draws = draw(autoencoder.config, len(patches), generator)
+    draws = draw(autoencoder.config, len(patches), GeneratorDraws(generator))
     optimiser = torch.optim.Adam(autoencoder.parameters(), 1e-2)
     losses = []
     for _ in range(12):
@@ -53,7 +54,7 @@ def test_dropout_keeps_targets_and_the_latent_scale() -> None:
     model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
     model.initialise(torch.Generator().manual_seed(0))
     token_ids = torch.randint(1, 11, (5, 2))
-    draws = draw(model.config, 5, torch.Generator().manual_seed(1))
+    draws = draw(model.config, 5, GeneratorDraws(torch.Generator().manual_seed(1)))
     seen: list[torch.Tensor] = []
     model.encoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     latents: list[torch.Tensor] = []
@@ -69,7 +70,7 @@ def test_the_published_weights_and_dropout_are_the_defaults() -> None:
     model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
     model.initialise(torch.Generator().manual_seed(0))
     token_ids = torch.randint(11, (200, 2), generator=torch.Generator().manual_seed(1))
-    draws = draw(model.config, 200, torch.Generator().manual_seed(2))
+    draws = draw(model.config, 200, GeneratorDraws(torch.Generator().manual_seed(2)))
     published = {"kl_weight": 0.001, "kl_clamp": 0.5, "token_dropout": 0.15, "latent_dropout": 0.15}
     assert autoencoder_loss(model, token_ids, draws) == autoencoder_loss(model, token_ids, draws, **published)
 
@@ -78,7 +79,7 @@ def test_dropout_of_nothing_drops_nothing() -> None:
     model = Autoencoder(AutoencoderConfig(11, 2, 16, 24, 4))
     model.initialise(torch.Generator().manual_seed(0))
     token_ids = torch.randint(1, 11, (5, 2), generator=torch.Generator().manual_seed(1))
-    noise, _, _ = draw(model.config, 5, torch.Generator().manual_seed(2))
+    noise, _, _ = draw(model.config, 5, GeneratorDraws(torch.Generator().manual_seed(2)))
     lowest, high = (
         autoencoder_loss(
             model,
@@ -101,7 +102,7 @@ def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:
         if isinstance(module, torch.nn.RMSNorm):
             module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
     token_ids = torch.randint(11, (12, 2), generator=generator)
-    draws = draw(autoencoder.config, 12, generator)
+    draws = draw(autoencoder.config, 12, GeneratorDraws(generator))
     exact = autoencoder_loss(autoencoder, token_ids, draws).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = autoencoder_loss(autoencoder, token_ids, draws).total

@@ -17,6 +17,7 @@ from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.evaluation.continuations import calm_continuations
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.nn.layers import initialise
 from calm_core.storage.model_folder import load_model, save_model
 
@@ -88,8 +89,8 @@ def test_randomness_comes_from_the_draws_alone(config: AnyHeadConfig) -> None:
     assert torch.equal(draws, head.sampling_draws((4, 3), seeded(4)))
     assert torch.equal(head.sample(hidden_states, draws), head.sample(hidden_states, draws))
     assert not torch.equal(head.sample(hidden_states, draws)[0], head.sample(hidden_states, draws)[1])
-    training_draws = head.training_draws(3, OBJECTIVE, seeded(5))
-    again = head.training_draws(3, OBJECTIVE, seeded(5))
+    training_draws = head.training_draws(3, OBJECTIVE, GeneratorDraws(seeded(5)))
+    again = head.training_draws(3, OBJECTIVE, GeneratorDraws(seeded(5)))
     assert all(torch.equal(a, b) for a, b in zip(training_draws, again, strict=True))
     losses = [head.loss(hidden_states, posterior_of(3), draws, OBJECTIVE).total for draws in (training_draws, again)]
     assert torch.equal(*losses)
@@ -102,7 +103,7 @@ def test_a_fresh_head_does_not_look_at_hidden_states(config: AnyHeadConfig) -> N
     draws = head.sampling_draws((4, 3), seeded(4))
     first, second = (head.sample(torch.randn(3, HIDDEN, generator=seeded(seed)), draws) for seed in (5, 6))
     assert torch.equal(first, second)
-    training_draws = head.training_draws(3, OBJECTIVE, seeded(7))
+    training_draws = head.training_draws(3, OBJECTIVE, GeneratorDraws(seeded(7)))
     loss = head.loss(torch.randn(3, HIDDEN, generator=seeded(5)), posterior_of(3), training_draws, OBJECTIVE)
     if isinstance(head, EnergyHead):
         assert torch.equal(first, torch.zeros(4, 3, LATENT))
@@ -119,7 +120,7 @@ def test_a_fresh_head_does_not_look_at_hidden_states(config: AnyHeadConfig) -> N
 def test_training_draws_are_uniform_in_time() -> None:
     objective = HeadObjective(samples=8)
     for head, largest in ((DiffusionHead(DiffusionHeadConfig(1), 4, 2), 1000), (FlowHead(FlowHeadConfig(1), 4, 2), 1)):
-        times = head.training_draws(4000, objective, seeded(8)).times.double() / largest
+        times = head.training_draws(4000, objective, GeneratorDraws(seeded(8))).times.double() / largest
         assert 0 <= times.min() < 0.001
         assert 0.999 <= times.max() < 1
         assert times.mean().item() == pytest.approx(0.5, abs=5 / (12 * times.numel()) ** 0.5)
@@ -129,7 +130,10 @@ def test_training_draws_are_uniform_in_time() -> None:
 def test_bfloat16_keeps_samples_and_losses_in_float32(config: AnyHeadConfig) -> None:
     head = built(config)
     hidden_states = torch.randn(6, HIDDEN, generator=seeded(3))
-    draws, training_draws = head.sampling_draws((4, 6), seeded(4)), head.training_draws(6, OBJECTIVE, seeded(5))
+    draws, training_draws = (
+        head.sampling_draws((4, 6), seeded(4)),
+        head.training_draws(6, OBJECTIVE, GeneratorDraws(seeded(5))),
+    )
     exact = head.sample(hidden_states, draws)
     norms: list[torch.dtype] = []
     for module in head.modules():
@@ -152,7 +156,7 @@ def test_gradients_reach_every_parameter(config: AnyHeadConfig) -> None:
     optimiser = torch.optim.Adam(head.parameters(), 1e-3)
     hidden_states = torch.randn(6, HIDDEN, generator=seeded(3)).requires_grad_()
     for step in range(4):
-        draws = head.training_draws(6, OBJECTIVE, seeded(step))
+        draws = head.training_draws(6, OBJECTIVE, GeneratorDraws(seeded(step)))
         head.zero_grad()
         hidden_states.grad = None
         head.loss(hidden_states, posterior_of(6), draws, OBJECTIVE).total.backward()
@@ -211,7 +215,7 @@ def test_head_learns_a_conditional_distribution(config: AnyHeadConfig) -> None:
         generator = seeded(100 + step)
         condition = torch.randint(2, (positions,), generator=generator)
         posterior = two_modes(condition, generator)
-        draws = head.training_draws(positions, OBJECTIVE, generator)
+        draws = head.training_draws(positions, OBJECTIVE, GeneratorDraws(generator))
         optimiser.zero_grad()
         head.loss(of_condition[condition], posterior, draws, OBJECTIVE).total.backward()
         optimiser.step()
@@ -236,7 +240,7 @@ def test_calm_trains(config: AnyHeadConfig, inputs: Input) -> None:
     calm, autoencoder = tiny(config, inputs, 2)
     patches = torch.randint(11, (4, 9, 2), generator=seeded(2))
     posterior = Posterior(*(part.flatten(0, 1) for part in autoencoder.encode(patches[:, 1:])))
-    draws = calm.head.training_draws(32, OBJECTIVE, seeded(3))
+    draws = calm.head.training_draws(32, OBJECTIVE, GeneratorDraws(seeded(3)))
     optimiser = torch.optim.Adam(calm.parameters(), 1e-2)
     losses = []
     for _ in range(20):

@@ -8,6 +8,7 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.draws import GeneratorDraws
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 
@@ -25,7 +26,7 @@ def test_it_learns_at_every_patch_size(patch_size: int) -> None:
     optimiser = torch.optim.Adam(calm.parameters(), 1e-2)
     losses = []
     objective = HeadObjective(samples=4, target_samples=4, spaces=(autoencoder.hidden_states,))
-    draws = calm.head.training_draws(len(posterior.mean), objective, generator)
+    draws = calm.head.training_draws(len(posterior.mean), objective, GeneratorDraws(generator))
     for _ in range(12):
         loss = calm.head.loss(calm(token_ids[:, :-1]).flatten(0, 1), posterior, draws, objective).total
         losses.append(loss.item())
@@ -67,7 +68,7 @@ def test_bfloat16_keeps_sums_norms_and_losses_in_float32() -> None:
                 module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
     token_ids = torch.randint(11, (3, 4, 2), generator=generator)
     objective = HeadObjective(spaces=(autoencoder.hidden_states,))
-    draws = calm.head.training_draws(12, objective, generator)
+    draws = calm.head.training_draws(12, objective, GeneratorDraws(generator))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         posterior = Posterior(*torch.zeros(2, 12, 12))
         loss = calm.head.loss(calm(token_ids).flatten(0, 1), posterior, draws, objective).total

@@ -17,6 +17,7 @@ from calm_core.calm.model import Calm
 from calm_core.calm.training import calm_config, head_objective
 from calm_core.costs.plan import Plan, plan, render_plan
 from calm_core.errors import CalmError
+from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import Params, parse_params
 from calm_core.transformer.model import Transformer, next_token_loss
 from calm_core.transformer.training import transformer_config
@@ -187,7 +188,7 @@ def test_calm_keeps_what_is_planned(values: dict[str, Any], precision: str, head
             inputs = torch.randn(*shape, L, generator=generator)
         hidden_states = model(inputs).flatten(0, 1)
         posterior = Posterior(*torch.randn(2, math.prod(shape), L, generator=generator))
-        draws = model.head.training_draws(math.prod(shape), objective, generator)
+        draws = model.head.training_draws(math.prod(shape), objective, GeneratorDraws(generator))
         return model.head.loss(hidden_states, posterior, draws, objective).total
 
     # The frozen autoencoder's weights are no activations: its own and CALM's parameters are left out together.
@@ -212,7 +213,7 @@ def test_the_others_keep_what_is_planned(values: dict[str, Any], precision: str)
     coder = autoencoder_config(params.autoencoder, V)
     autoencoder = Autoencoder(coder)
     patches = torch.randint(V, (24 // 2, K), generator=generator)
-    draws = draw(coder, len(patches), generator)
+    draws = draw(coder, len(patches), GeneratorDraws(generator))
     memory = result.autoencoder.memory_ddp
     kept = kept_in_memory(autoencoder, lambda: autoencoder_loss(autoencoder, patches, draws).total, precision)
     assert memory.weight_copies_bytes + memory.activations_bytes == kept

@@ -1,4 +1,4 @@
-"""Which generator each random number of a training comes from: what is trained depends on their names to the byte."""
+"""Which stream each random number of a training comes from: what is trained depends on their names to the byte."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from calm_core.autoencoder.model import draw
 from calm_core.autoencoder.training import DRAWN_TOGETHER, AutoencoderObjective
 from calm_core.calm.training import CalmObjective, head_objective, manifold_distance
 from calm_core.params import Params
-from calm_core.runtime.randomness import generator
+from calm_core.runtime.randomness import StepStreams, generator
 from calm_core.training.batches import batch_indices
 from calm_core.transformer.training import TransformerObjective
 from tests.calm_core.training.tiny_trainings import (
@@ -43,7 +43,7 @@ def test_patches_and_noise_of_the_autoencoder(params: Params, tmp_path: Path) ->
     found = objective.batch(STEP, range(6))
     starts = torch.randint(89, (6,), generator=generator(SEED, "train_autoencoder", "step", STEP))
     assert torch.equal(found.token_ids, random_tokens(90)[starts[:, None] + torch.arange(2)])
-    drawn = draw(objective.model.config, DRAWN_TOGETHER, generator(SEED, "train_autoencoder", "step", STEP, 0))
+    drawn = draw(objective.model.config, DRAWN_TOGETHER, StepStreams(SEED, "train_autoencoder", STEP, range(1)))
     for values, together in zip(found.draws, drawn, strict=True):
         assert torch.equal(values, together[:6])
 
@@ -63,8 +63,8 @@ def test_sequences_and_noise_of_calm(params: Params, tmp_path: Path) -> None:
     starts = batch_indices(STEP, 4, BLOCKS, SEED, "train_calm") * CONTEXT
     assert torch.equal(found.inputs.flatten(1), random_tokens(90)[starts[:, None] + torch.arange(CONTEXT)])
     head, autoencoder = objective.model.head, tiny_autoencoder(2)
-    shared, *by_row = (generator(SEED, "train_calm", "step", STEP, *row) for row in ((), (0,), (1,), (2,), (3,)))
-    expected = head.training_draws(CONTEXT // 2, head_objective(calm_section(params), autoencoder), shared, by_row)
+    streams = StepStreams(SEED, "train_calm", STEP, range(4))
+    expected = head.training_draws(CONTEXT // 2, head_objective(calm_section(params), autoencoder), streams)
     for values, of_stage in zip(found.draws, expected, strict=True):
         assert torch.equal(values, of_stage)
     features = torch.randn(7, objective.model.config.backbone.hidden_size, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calm_core.params import Params
 from calm_core.runtime.process_group import ALONE
-from calm_core.training.loop import training_step
+from calm_core.training.loop import update_weights
 from calm_core.training.objective import Objective
 from calm_core.training.optimisers import build_optimisers, set_learning_rates
 from calm_core.training.state import Optimisers, gather_state, gather_weights, restore_state
@@ -26,7 +26,8 @@ def steps_of(objective: Objective[Any, Any], optimisers: Optimisers, section: An
     for step in steps:
         set_learning_rates(optimisers, step, section)
         loss = objective.loss(objective.batch(step, range(objective.rows))).total
-        training_step(objective.model, list(optimisers), loss, section.gradient_clip)
+        loss.backward()
+        update_weights(objective.model, list(optimisers), section.gradient_clip)
         losses.append(loss.item())
     return losses
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from calm_core.training.objective import Loss
+from calm_core.training.objective import CPU, Loss
 
 LossAt = Callable[[nn.Module, int], dict[str, Tensor]]
 """From a model and a step to "loss" and other scalars."""
@@ -17,7 +17,7 @@ class TinyObjective:
     def __init__(self, model: nn.Module, loss_at: LossAt) -> None:
         self.model, self._loss_at = model, loss_at
 
-    def batch(self, step: int, rows: range) -> Tensor:
+    def batch(self, step: int, rows: range, device: torch.device = CPU) -> Tensor:
         return torch.tensor(step)
 
     def loss(self, batch: Tensor) -> Loss:

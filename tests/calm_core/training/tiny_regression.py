@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from calm_core.training.objective import Loss
+from calm_core.training.objective import CPU, Loss
 
 
 class Rows(NamedTuple):
@@ -39,7 +39,7 @@ class TinyRegression:
         self.asked: list[tuple[int, range]] = []
         self.observed: list[Tensor] = []
 
-    def batch(self, step: int, rows: range) -> Rows:
+    def batch(self, step: int, rows: range, device: torch.device = CPU) -> Rows:
         self.asked.append((step, rows))
         draws = torch.Generator().manual_seed(step)
         whole = Rows(torch.randint(5, (self.rows,), generator=draws), torch.randn(self.rows, 2, generator=draws))

@@ -60,14 +60,14 @@ def signal_at_step(number: int, which: signal.Signals) -> None:
 
 
 def at_step(number: int, act: Callable[[], None]) -> None:
-    original, steps = calm_core.training.loop.training_step, itertools.count(1)
+    original, steps = calm_core.training.loop.update_weights, itertools.count(1)
 
-    def training_step(*arguments: Any) -> torch.Tensor:
+    def update_weights(*arguments: Any) -> torch.Tensor:
         if next(steps) == number:
             act()
         return original(*arguments)
 
-    calm_core.training.loop.training_step = training_step
+    calm_core.training.loop.update_weights = update_weights
 
 
 def loss_at_step(number: int, factor: float) -> None:
