@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from calm_core.nn.layers import ResidualSwiGLU
 from calm_core.params import RuntimeParams
-from calm_core.runtime.precision import uses_bfloat16
+from calm_core.runtime.precision import autocast, uses_bfloat16
 from calm_core.runtime.process_group import ProcessGroup
 from calm_core.training.objective import Model
 from calm_core.training.state import gather_weights
@@ -40,12 +40,14 @@ class ParallelModel(Generic[Model]):
     """
 
     def __init__(self, model: Model, processes: ProcessGroup, runtime: RuntimeParams) -> None:
-        self.model, self._processes = model, processes
-        if runtime.activation_checkpointing:
-            _recompute_layers(model)
-        if runtime.compile:
-            for layer in _layers(model):
-                layer.compile()
+        self.model, self._processes, self._precision = model, processes, runtime.precision
+        for layer in _layers(model):
+            if runtime.compile:
+                layer.forward = torch.compile(layer.forward)
+            if runtime.activation_checkpointing:
+                # Around what is compiled, which torch.compile would leave out otherwise. No layer draws random numbers,
+                # so none need to be drawn again.
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
         model.to(processes.device)
         self._root: nn.Module = _Within(model)
         if processes.count == 1:
@@ -69,8 +71,9 @@ class ParallelModel(Generic[Model]):
         return self._root(work)
 
     def no_grad_forward(self, work: Callable[[], T]) -> T:
-        """``work()``, which uses the model without gradients."""
-        with torch.no_grad():
+        """``work()``, which uses the model without gradients, in the precision of the training."""
+        # Weights that are gathered in bf16 multiply nothing but bf16.
+        with torch.no_grad(), autocast(self._precision, self._processes.device):
             result = self._root(work)
         if isinstance(self._root, FSDPModule):
             self._root.reshard()  # a backward pass would do so
@@ -117,12 +120,6 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     listed = [layer for each in lists for layer in each]
     return listed + [module for module in model.modules() if isinstance(module, ResidualSwiGLU)]
-
-
-def _recompute_layers(model: nn.Module) -> None:
-    for layer in _layers(model):
-        # No layer draws random numbers, so none need to be drawn again.
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextlib.contextmanager

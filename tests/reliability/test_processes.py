@@ -22,6 +22,7 @@ from tests.reliability.support.faults import (
     kill_at_shard,
     kill_at_step,
     loss_at_step,
+    record_gathered,
     record_windows,
     save_every_step,
     small_shards,
@@ -131,6 +132,22 @@ def test_whatever_is_trained(
     set_params(project, runtime={"parallelism": parallelism})
     assert_done(run_stage_processes(project, "train_calm", [(), ()]))
     assert_same_run(project, alone, "train_calm", 1e-2 if "runtime" in changes else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    sampled([("bfloat16", "torch.bfloat16"), ("float32", "torch.float32")], ("bfloat16", "torch.bfloat16")),
+)
+def test_shards_are_gathered_in_the_precision_of_products(
+    project: Path, tmp_path: Path, precision: str, dtype: str
+) -> None:
+    set_params(project, runtime={"parallelism": "fsdp", "precision": precision})
+    paths = [tmp_path / "0", tmp_path / "1"]
+    assert_done(run_stage_processes(project, "train_calm", [[partial(record_gathered, path)] for path in paths]))
+    for path in paths:
+        # Layers, whose norms compute in float32 all the same; and what lies outside of them.
+        assert path.read_text(encoding="utf-8").split() == [dtype, "torch.float32", "torch.float32"]
+    assert {weight.dtype for weight in weights(project, "train_calm").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import calm_core.tokens.batch_encoding
 import calm_core.tokens.shards
 import calm_core.training.loop
 import stages.runner.run
+from calm_core.nn.backbone import Backbone
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.parallel_model import ParallelModel
@@ -68,6 +69,29 @@ def at_step(number: int, act: Callable[[], None]) -> None:
         return original(*arguments)
 
     calm_core.training.loop.update_weights = update_weights
+
+
+def record_gathered(path: Path) -> None:
+    """Write the dtypes of a layer's matrix, of what its norm makes of its input, and of the last norm's gain."""
+    original = Backbone.forward
+
+    def forward(self: Backbone, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        if self.training:
+            layer, found = self.layers[0], list[torch.dtype]()
+            hooks = [
+                layer.mlp_norm.register_forward_hook(
+                    lambda module, inputs, output: found.extend([layer.mlp.down.weight.dtype, output.dtype])
+                )
+            ]
+            hidden_states = original(self, *arguments, **keywords)
+            found.append(self.norm.weight.dtype)
+            path.write_text(" ".join(map(str, found)), encoding="utf-8")
+            for hook in hooks:
+                hook.remove()
+            return hidden_states
+        return original(self, *arguments, **keywords)
+
+    Backbone.forward = forward  # type: ignore[method-assign]
 
 
 def loss_at_step(number: int, factor: float) -> None:
