@@ -3,7 +3,7 @@
 While ``pretend_device`` is open there is one device more. Its tensors are wrappers around tensors of the CPU, which
 compute, so that results have values and can be compared. What would fail on a GPU fails on it:
 
-- an operator that gets tensors of both devices, but for CPU tensors without dimensions, raises ``MisplacedTensor``;
+- an operator that gets tensors of both devices raises ``MisplacedTensorError``, but for CPU tensors of no dimension;
 - so does a generator of one device that draws for the other, and ``numpy()`` of a tensor on it, as torch's own do;
 - with ``float64=False`` a float64 tensor on it does, as on Apple's GPUs.
 
@@ -47,7 +47,7 @@ WAITING = {
 """Operators whose result has a size, or a Python value, that a GPU has to report."""
 
 
-class MisplacedTensor(AssertionError):
+class MisplacedTensorError(AssertionError):
     """A tensor or a generator is on another device than what it is used with."""
 
 
@@ -129,7 +129,7 @@ class PretendTensor(torch.Tensor):
     values: Tensor
 
     @staticmethod
-    def __new__(cls, values: Tensor) -> "PretendTensor":
+    def __new__(cls: type["PretendTensor"], values: Tensor) -> "PretendTensor":
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             values.shape,
@@ -162,7 +162,7 @@ class PretendTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise MisplacedTensor(f"{operator}: a tensor of the pretend device outlived it")
+        raise MisplacedTensorError(f"{operator}: a tensor of the pretend device outlived it")
 
 
 class _Mode(TorchDispatchMode):
@@ -187,7 +187,7 @@ class _Mode(TorchDispatchMode):
         if operator not in _COPIES and ours:
             for other in others:
                 if other.dim() or other.device != CPU:
-                    raise MisplacedTensor(f"{operator} gets tensors of two devices, at {_place()}")
+                    raise MisplacedTensorError(f"{operator} gets tensors of two devices, at {_place()}")
         inner = {**kwargs, "device": CPU} if device is not None else kwargs
         result = operator(*tree_map(_values, args), **tree_map(_values, inner))
         if not wanted:
@@ -211,13 +211,13 @@ class _Mode(TorchDispatchMode):
     def _require_generator(self, operator: Any, leaves: list[Any], here: bool) -> None:
         for leaf in leaves:
             if isinstance(leaf, torch._C.Generator) and (leaf._cdata in _GENERATORS) != here:
-                raise MisplacedTensor(f"{operator} draws from a generator of the other device, at {_place()}")
+                raise MisplacedTensorError(f"{operator} draws from a generator of the other device, at {_place()}")
 
     def _wrapped(self, operator: Any, result: Any) -> Any:
         if not isinstance(result, Tensor):
             return result
         if result.dtype == torch.float64 and not self._float64:
-            raise MisplacedTensor(f"{operator} makes a float64 tensor, which the device has not, at {_place()}")
+            raise MisplacedTensorError(f"{operator} makes a float64 tensor, which the device has not, at {_place()}")
         return PretendTensor(result)
 
 

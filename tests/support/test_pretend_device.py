@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pretend_device import MisplacedTensor, PretendDevice, pretend_device
+from tests.support.pretend_device import MisplacedTensorError, PretendDevice, pretend_device
 
 
 def trained(model: nn.Module, inputs: Tensor) -> list[Tensor]:
@@ -59,7 +59,7 @@ MISTAKES: dict[str, Callable[[Tensor, torch.Generator], object]] = {
 def test_a_misplaced_tensor_fails(mistake: Callable[[Tensor, torch.Generator], object]) -> None:
     with pretend_device() as pretend:
         here, generator = torch.zeros(3, device=pretend.device), torch.Generator(pretend.device)
-        with pytest.raises(MisplacedTensor, match="test_pretend_device.py"):
+        with pytest.raises(MisplacedTensorError, match="test_pretend_device.py"):
             mistake(here, generator)
 
 
@@ -122,7 +122,7 @@ def test_refuses_float64_if_asked() -> None:
     with pretend_device(float64=False) as pretend:
         here = torch.zeros(3, device=pretend.device)
         for make in (here.double, lambda: here.cumsum(dim=0, dtype=torch.float64)):
-            with pytest.raises(MisplacedTensor, match="float64"):
+            with pytest.raises(MisplacedTensorError, match="float64"):
                 make()
         assert here.cpu().double().dtype == torch.float64
 
@@ -145,5 +145,5 @@ def test_nothing_of_it_is_left() -> None:
     with pretend_device() as pretend:
         here = torch.ones(2, device=pretend.device)
     assert (threading.Thread.run, torch.Generator) == (run, generator)
-    with pytest.raises(MisplacedTensor, match="outlived"):
+    with pytest.raises(MisplacedTensorError, match="outlived"):
         here + 1
