@@ -29,10 +29,26 @@ app = typer.Typer(
 )
 
 ModelFolder = Annotated[Path, typer.Option("--model", help="A folder such as models/calm or models/transformer.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result on the same kind of device.")
+]
 
 LARGEST_PROMPTS = 1 << 28
 """Bytes of a file of prompts, at most."""
+
+
+class Device(StrEnum):
+    """What a model runs on."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+OnDevice = Annotated[
+    Device, typer.Option("--device", help="auto: a CUDA GPU if there is one, else Apple's (mps), else the CPU.")
+]
 
 
 class Sampler(StrEnum):
@@ -100,18 +116,20 @@ def generate(
         Sampler, typer.Option(help="Below temperature 1, for CALM: exact, or chosen from a batch of samples.")
     ] = Sampler.batch,
     seed: Seed = 0,
+    device: OnDevice = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt.")] = False,
 ) -> None:
     """Continue text with a CALM or a Transformer."""
     from calm_core.inference.decoding import Sampling
     from calm_core.inference.language_model import load_language_model
+    from calm_core.runtime.device import choose_device
     from calm_core.runtime.precision import set_threads
     from calm_core.runtime.progress import progress
 
     # Before the model is loaded, which takes longer than finding a mistake in the prompts.
     texts = _prompts(prompt, prompts)
     set_threads("auto")
-    language_model = load_language_model(model)
+    language_model = load_language_model(model, choose_device(device.value, "--device"))
     sampling = Sampling(temperature, sampler.value)
     encoded = [language_model.encode(text) for text in texts]
     # Token by token only for a single text: several are generated side by side, as one batch.
@@ -128,6 +146,7 @@ def generate(
                 written = language_model.decode(continuation.token_ids)
                 if as_json:
                     about = {"temperature": temperature, "sampler": sampler.value, "seed": seed, "model": str(model)}
+                    about["device"] = language_model.device.type
                     typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
                 else:
                     typer.echo(f"{typer.style(text, dim=True)}{written}\n")
@@ -166,17 +185,20 @@ def evaluate(
         int, typer.Option(min=1, max=1 << 20, help="Ask a Transformer after so many tokens (CALM: each patch).")
     ] = 4,
     seed: Seed = 0,
+    device: OnDevice = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """BrierLM with its 95 % interval on any text, and a table of its documents."""
     from calm_core.inference.evaluate_corpus import Settings, evaluate_corpus
     from calm_core.inference.language_model import load_language_model
+    from calm_core.runtime.device import choose_device
     from calm_core.runtime.precision import set_threads
 
     set_threads("auto")
     folder = output or Path("results/evaluations") / f"{_slug(str(model))}-{_slug(corpus)}"
     settings = Settings(samples, tokens, context, every, seed)
-    results = evaluate_corpus(load_language_model(model), corpus, folder, settings, text_field)
+    language_model = load_language_model(model, choose_device(device.value, "--device"))
+    results = evaluate_corpus(language_model, corpus, folder, settings, text_field)
     if as_json:
         typer.echo(json.dumps(results))
         return

@@ -38,7 +38,7 @@ class RuntimeParams(Section):
 
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     precision: Literal["auto", "float32", "tf32", "bfloat16"]
-    device: Literal["cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
     launcher: Literal["none", "torchrun"]
     processes: Positive
     parallelism: Literal["ddp", "fsdp"]
@@ -50,6 +50,8 @@ class RuntimeParams(Section):
     def _processes_are_launched(self) -> Self:
         if self.launcher == "none" and self.processes > 1:
             raise ValueError(f"processes is {self.processes} but launcher is none; set it to torchrun")
+        if self.device == "mps" and self.processes > 1:
+            raise ValueError(f"device is mps, which is one device, but processes is {self.processes}; set it to 1")
         return self
 
 

@@ -7,6 +7,7 @@ from calm_core.evaluation.brier import bootstrap_brierlm
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
 from calm_core.evaluation.correlation import correlation
 from calm_core.params import Params
+from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import write_json
@@ -27,13 +28,14 @@ SAMPLES = 1
 def main(params: Params) -> None:
     """Score every checkpoint by both measures, at the places where ``evaluate_brierlm`` scores the final model."""
     set_threads(params.runtime.threads)
+    device = choose_device(params.runtime.device)
     settings, context = params.evaluation, params.transformer.context_tokens
     require_intact(TOKENS)
     tokens = TokenStream(TOKENS, "validation")
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.checkpoint_tokens, params.seed)
     rows: list[dict[str, Any]] = []
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
-        model = load_model(Transformer, folder)
+        model = load_model(Transformer, folder).to(device)
         documents = evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES)
         score = bootstrap_brierlm(documents, settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
         rows.append(

@@ -26,9 +26,11 @@ def main(params: Params) -> None:
     require_tokenizer_of(TRAINED, TOKENS)
     model = load_model(Autoencoder, TRAINED)
     precision = params.runtime.precision
-    # Keyed by the numerics too: shards of one encoding must not come from machines that round differently.
-    kept = FinishedFiles(folder_of("encode_corpus", params, numerics(precision)), "encode_corpus")
     with joined(params.runtime.device) as processes:
+        model.to(processes.device)
+        # Keyed by the numerics too: shards of one encoding must not come from machines that round differently.
+        numbers = numerics(precision, processes.device)
+        kept = FinishedFiles(folder_of("encode_corpus", params, numbers), "encode_corpus")
         # The others help, and leave the output to the first process.
         if not processes.is_first:
             help_to_encode(model, precision, kept, processes)

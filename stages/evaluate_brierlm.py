@@ -9,6 +9,7 @@ from calm_core.calm.folder import load_calm
 from calm_core.evaluation.brier import bootstrap_brierlm
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.params import Params
+from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import write_json
@@ -27,13 +28,13 @@ CALM, TRANSFORMER = Path("models/calm"), Path("models/transformer")
 def main(params: Params) -> None:
     """Score both models on the validation split, each at the context it was trained with."""
     set_threads(params.runtime.threads)
-    settings = params.evaluation
+    device, settings = choose_device(params.runtime.device), params.evaluation
     require_intact(TOKENS)
     for folder in (CALM, TRANSFORMER):
         require_tokenizer_of(folder, TOKENS)
     tokens = TokenStream(TOKENS, "validation")
-    calm, autoencoder = load_calm(CALM)
-    transformer = load_model(Transformer, TRANSFORMER)
+    calm, autoencoder = (model.to(device) for model in load_calm(CALM))
+    transformer = load_model(Transformer, TRANSFORMER).to(device)
     batch, limit = settings.batch_sequences, settings.tokens
     calm_blocks = EvaluationBlocks(tokens, params.calm.context_tokens, batch, limit, params.seed)
     transformer_blocks = EvaluationBlocks(tokens, params.transformer.context_tokens, batch, limit, params.seed)

@@ -9,6 +9,7 @@ from calm_core.inference.decoding import Sampling
 from calm_core.inference.language_model import load_language_model
 from calm_core.params import Params
 from calm_core.report.page import read_curves, render_report
+from calm_core.runtime.device import choose_device
 from calm_core.runtime.machine import describe_machine
 from calm_core.runtime.precision import set_threads
 from calm_core.storage.atomic import write_text
@@ -46,7 +47,8 @@ def main(params: Params) -> None:
 def _samples(params: Params) -> list[dict[str, str]]:
     """Prompts from evenly spaced places of the validation split, continued by both models."""
     settings = params.report
-    models = [load_language_model(folder) for folder in (CALM, TRANSFORMER)]
+    device = choose_device(params.runtime.device)
+    models = [load_language_model(folder, device) for folder in (CALM, TRANSFORMER)]
     tokens = TokenStream(TOKENS, "validation")
     prompt_length, length = settings.prompt_tokens, settings.sample_tokens
     last = max(0, len(tokens) - prompt_length - length)

@@ -23,6 +23,7 @@ def main(params: Params) -> Measured:
     if not session.run.is_first:
         return {}
     # After the training session: the other processes need not wait for it.
+    model.to(session.run.processes.device)
     quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
     write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, AutoencoderDraws, autoencoder_loss, draw
 from calm_core.params import AutoencoderParams, Params
+from calm_core.runtime.device import device_of
 from calm_core.runtime.randomness import StepStreams, generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import described_batch
@@ -112,16 +113,18 @@ class Reconstruction(NamedTuple):
 
 @torch.no_grad()
 def reconstruction(model: Autoencoder, tokens: TokenStream, seed: int) -> Reconstruction:
-    """Measure ``model`` on all whole patches of the held-out split ``tokens``, in float32."""
-    patch_size = model.config.patch_size
+    """Measure ``model`` on all whole patches of the held-out split ``tokens``, in float32, where the model is."""
+    patch_size, device = model.config.patch_size, device_of(model)
     # Aligned at the split's beginning, as CALM's patches are.
     patches = tokens.slice(0, len(tokens) // patch_size * patch_size).view(-1, patch_size)
-    noise = generator(seed, STAGE, "latent noise")
+    noise = generator(seed, STAGE, "latent noise", device=device)
     right = right_noisy = 0
     total_std = 0.0
-    for batch in patches.split(EVALUATION_BATCH):
+    for part in patches.split(EVALUATION_BATCH):
+        batch = part.to(device)
         posterior = model.encode(batch)
-        noisy = posterior.mean + LATENT_NOISE_STD * torch.randn(posterior.mean.shape, generator=noise)
+        drawn = torch.randn(posterior.mean.shape, generator=noise, device=device)
+        noisy = posterior.mean + LATENT_NOISE_STD * drawn
         right += int((model.decode(posterior.mean) == batch).sum())
         right_noisy += int((model.decode(noisy) == batch).sum())
         # Sums in Python's float64: a float32 sum over a large split would drift.

@@ -31,6 +31,7 @@ class Schedule:
 
     def __init__(self, retained: np.ndarray, time_steps: list[int]) -> None:
         self.time_steps = time_steps
+        self._copies: dict[torch.device, Tables] = {}
         # Float64, since 1 - a_t begins at 4e-5, of which float32 would keep three digits. Betas are ratios of
         # neighbouring a_t: those of a respaced schedule then cover the steps that it leaves out.
         before = np.append(1.0, retained[:-1])
@@ -40,6 +41,14 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.time_steps)
+
+    def on(self, device: torch.device) -> "Tables":
+        """The tables, on ``device``: copied there once, and not at each step of each sample."""
+        if device not in self._copies:
+            single = (table.to(device) for table in (self.signal, self.noise))
+            pairs = (self.inverse, self.posterior_mean, self.log_variances)
+            self._copies[device] = Tables(*single, *((one.to(device), other.to(device)) for one, other in pairs))
+        return self._copies[device]
 
     @cached_property
     def signal(self) -> Tensor:
@@ -69,6 +78,16 @@ class Schedule:
         posterior = self._betas * (1 - self._before) / (1 - self._retained)
         # The posterior's variance at the first step is 0, since x_0 is then known; its logarithm is not finite.
         return _single(np.log(np.append(posterior[1:2], posterior[1:]))), _single(np.log(self._betas))
+
+
+class Tables(NamedTuple):
+    """The tables of a ``Schedule``, by their names there, all on one device."""
+
+    signal: Tensor
+    noise: Tensor
+    inverse: tuple[Tensor, Tensor]
+    posterior_mean: tuple[Tensor, Tensor]
+    log_variances: tuple[Tensor, Tensor]
 
 
 def cosine_schedule(steps: int) -> Schedule:
@@ -107,19 +126,20 @@ def diffusion_loss(network: Network, schedule: Schedule, data: Tensor, times: Te
 
     ``data`` and standard normal ``noise`` are [..., size], ``times`` [...] are time steps of ``schedule``.
     """
+    tables = schedule.on(data.device)
 
     def at(values: Tensor) -> Tensor:
-        return values.to(times.device)[times][..., None]
+        return values[times][..., None]
 
     # Ho et al., equation 4: any x_t in one step.
-    noisy = at(schedule.signal) * data + at(schedule.noise) * noise
+    noisy = at(tables.signal) * data + at(tables.noise) * noise
     predicted_noise, fraction = network(noisy, times).chunk(2, dim=-1)
     noise_error = (noise - predicted_noise).square().mean(dim=-1)
     # Detached, so that the bound, whose gradient is noisy, does not move the mean (Nichol and Dhariwal, section 3.1).
-    mean, log_variance = _step_back(schedule, times, noisy, predicted_noise.detach(), fraction)
-    of_data, of_noisy = schedule.posterior_mean
+    mean, log_variance = _step_back(tables, times, noisy, predicted_noise.detach(), fraction)
+    of_data, of_noisy = tables.posterior_mean
     true_mean = at(of_data) * data + at(of_noisy) * noisy
-    true_log_variance = at(schedule.log_variances[0])
+    true_log_variance = at(tables.log_variances[0])
     # KL(true step back || predicted one): two normal distributions, dimension by dimension.
     divergence = 0.5 * (
         log_variance
@@ -143,13 +163,13 @@ def diffuse_back(network: Network, schedule: Schedule, draws: Tensor, start_is_n
     noise in it there, which it is to within that share.
     """
     # The network gets the step's number in training; the schedule is indexed by its own, respaced, number.
-    points = draws[0]
+    points, tables = draws[0], schedule.on(draws.device)
     for index in reversed(range(len(schedule))):
         times = torch.full(points.shape[:-1], index, device=points.device)
         noise, fraction = network(points, torch.full_like(times, schedule.time_steps[index])).chunk(2, dim=-1)
         if start_is_noise and index == len(schedule) - 1:
             noise = points
-        points, log_variance = _step_back(schedule, times, points, noise, fraction)
+        points, log_variance = _step_back(tables, times, points, noise, fraction)
         # The last step adds no noise: its mean is the sample.
         if index:
             points = points + (0.5 * log_variance).exp() * draws[len(schedule) - index]
@@ -157,17 +177,17 @@ def diffuse_back(network: Network, schedule: Schedule, draws: Tensor, start_is_n
 
 
 def _step_back(
-    schedule: Schedule, times: Tensor, noisy: Tensor, predicted_noise: Tensor, fraction: Tensor
+    tables: Tables, times: Tensor, noisy: Tensor, predicted_noise: Tensor, fraction: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of x_(t-1) given x_t, [..., size]; ``fraction`` in [-1, 1] interpolates the latter."""
 
     def at(values: Tensor) -> Tensor:
-        return values.to(times.device)[times][..., None]
+        return values[times][..., None]
 
-    of_noisy, of_noise = schedule.inverse
+    of_noisy, of_noise = tables.inverse
     data = at(of_noisy) * noisy - at(of_noise) * predicted_noise
-    of_data, of_noisy = schedule.posterior_mean
-    smallest, largest = schedule.log_variances
+    of_data, of_noisy = tables.posterior_mean
+    smallest, largest = tables.log_variances
     # Interpolated between logarithms (Nichol and Dhariwal, equation 15).
     share = (fraction + 1) / 2
     return at(of_data) * data + at(of_noisy) * noisy, share * at(largest) + (1 - share) * at(smallest)

@@ -77,7 +77,7 @@ class BrierLM(NamedTuple):
 def per_document(document: Tensor, scores: Tensor) -> pl.DataFrame:
     """Sums of ``scores`` [positions, 4] over the positions of each document, with their number.
 
-    ``document`` [positions] numbers the document that each position's target starts in.
+    ``document`` [positions] numbers the document that each position's target starts in. Both are on the CPU.
     """
     # In float64: sums of a hundred thousand float32 scores would lose the digits that intervals are read off.
     frame = pl.DataFrame({"document": document.numpy()} | dict(zip(SCORES, scores.double().numpy().T, strict=True)))

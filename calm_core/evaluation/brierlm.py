@@ -1,7 +1,8 @@
 """BrierLM of both models over held-out text, a score a position, gathered by document.
 
 Both models are asked at the same places: after every patch of K tokens, what the next four tokens are. The
-split is cut in blocks of the models' context, whole documents joined (paper, section 4).
+split is cut in blocks of the models' context, whole documents joined (paper, section 4). A batch of token ids goes to
+the device of the model, which also draws the samples; scores come back to the CPU at the end.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
 from calm_core.evaluation.brier import brier_from_samples, per_document
 from calm_core.evaluation.continuations import calm_continuations, transformer_brier
+from calm_core.runtime.device import device_of
 from calm_core.runtime.progress import progress
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.blocks import MAX_TOKENS, EvaluationBlocks
@@ -34,7 +36,7 @@ def evaluate_calm(model: Calm, autoencoder: Autoencoder, blocks: EvaluationBlock
         continuations = calm_continuations(model, autoencoder, patches, MAX_TOKENS, samples, draws)
         return brier_from_samples(continuations, _targets(token_ids, context, patch_size))
 
-    return _evaluate("CALM", score, blocks, patch_size)
+    return _evaluate("CALM", score, blocks, patch_size, device_of(model))
 
 
 def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_size: int, samples: int) -> pl.DataFrame:
@@ -43,40 +45,45 @@ def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_siz
     ``samples`` prefixes are drawn a position, 1 or more.
     """
     # The last token of each patch: what follows it is what a CALM predicts after that patch.
-    leaves = torch.arange(patch_size - 1, blocks.context, patch_size)
+    leaves = torch.arange(patch_size - 1, blocks.context, patch_size, device=device_of(model))
 
     def score(token_ids: Tensor, draws: torch.Generator) -> Tensor:
         return transformer_brier(model, token_ids, leaves, samples, draws)
 
-    return _evaluate("Transformer", score, blocks, patch_size)
+    return _evaluate("Transformer", score, blocks, patch_size, device_of(model))
 
 
 @torch.no_grad()
 def cross_entropy(model: Transformer, blocks: EvaluationBlocks) -> float:
     """Mean cross entropy, nats a token, of a Transformer over the blocks that the Brier scores are taken on."""
     # A mean over tokens, so batches of fewer blocks count for fewer.
-    losses = [next_token_loss(model, token_ids) * len(token_ids) for _, token_ids in blocks.batches(following=1)]
+    batches = (token_ids.to(device_of(model)) for _, token_ids in blocks.batches(following=1))
+    losses = [next_token_loss(model, token_ids) * len(token_ids) for token_ids in batches]
     return float(torch.stack(losses).sum() / len(blocks.starts))
 
 
 @torch.no_grad()
 def _evaluate(
-    name: str, score: Callable[[Tensor, torch.Generator], Tensor], blocks: EvaluationBlocks, patch_size: int
+    name: str,
+    score: Callable[[Tensor, torch.Generator], Tensor],
+    blocks: EvaluationBlocks,
+    patch_size: int,
+    device: torch.device,
 ) -> pl.DataFrame:
-    """Run ``score`` ([blocks, context + 4] token ids -> [blocks, positions, 4]) over all blocks."""
+    """Run ``score`` ([blocks, context + 4] token ids -> [blocks, positions, 4]) over all blocks, on ``device``."""
     # Where the targets begin, counted from the start of a block.
     leaves = torch.arange(patch_size, blocks.context + 1, patch_size)
     documents, scores = [], []
     with progress(f"BrierLM of {name}", len(blocks.starts) * blocks.context, "tokens") as advance:
         for number, (starts, token_ids) in enumerate(blocks.batches(following=MAX_TOKENS)):
             # Keyed by the batch, so that a batch draws the same numbers whatever was evaluated before it.
-            draws = generator(blocks.seed, STAGE, name, number)
-            scores.append(score(token_ids, draws).flatten(0, 1))
+            draws = generator(blocks.seed, STAGE, name, number, device=device)
+            scores.append(score(token_ids.to(device), draws).flatten(0, 1))
             targets = (starts[:, None] + leaves).flatten()
             # document_ends are exclusive: a target at an end belongs to the next document, hence right=True.
             documents.append(torch.searchsorted(blocks.tokens.document_ends, targets, right=True))
             advance(len(starts) * blocks.context)
-    return per_document(torch.cat(documents), torch.cat(scores))
+    return per_document(torch.cat(documents), torch.cat(scores).cpu())
 
 
 def _targets(token_ids: Tensor, context: int, patch_size: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
 from calm_core.evaluation.brier import brier_from_probabilities
+from calm_core.runtime.float64 import float64_device, uniform
 from calm_core.tokens.blocks import MAX_TOKENS
 from calm_core.transformer.model import Transformer
 
@@ -44,7 +45,7 @@ def calm_continuations(
     if steps > 1:
         cache = cache.repeat(samples)
     drawn: list[Tensor] = []
-    latents = torch.empty(0)
+    latents: Tensor | None = None
     for step in range(steps):
         if step:
             # Positions follow each branch's leaf, not the cache's length: rotary embeddings see them as neighbours.
@@ -97,8 +98,8 @@ def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     One random number a position instead of one a token of the vocabulary, which would take longer than the model.
     """
     # In float64: float32 sums over a large vocabulary would round rare tokens away.
-    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    uniform = torch.rand(*sums.shape[:-1], 1, generator=generator, dtype=torch.float64, device=generator.device)
+    sums = probabilities.to(float64_device(probabilities.device)).cumsum(dim=-1, dtype=torch.float64)
+    numbers = uniform((*sums.shape[:-1], 1), generator)
     # Scaled by the last sum, which is not exactly 1; right=True never picks a token of probability 0.
-    token_ids = torch.searchsorted(sums, uniform * sums[..., -1:], right=True).squeeze(-1)
-    return token_ids.clamp(max=probabilities.shape[-1] - 1)
+    token_ids = torch.searchsorted(sums, numbers * sums[..., -1:], right=True).squeeze(-1)
+    return token_ids.clamp(max=probabilities.shape[-1] - 1).to(probabilities.device)

@@ -54,7 +54,7 @@ class Prompts(NamedTuple):
 
 
 def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int) -> Prompts:
-    """Prompts of any lengths, none included, as one batch; the last token of each ends the last patch."""
+    """Prompts of any lengths, none included, as one batch on the CPU; the last token of each ends the last patch."""
     lengths = [max(1, -(-len(prompt) // patch_size)) for prompt in prompts]
     width = max(lengths) * patch_size
     # Padding on the left: the next patch then stands at the same place in every row.
@@ -66,13 +66,14 @@ def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int) -
 def calm_steps(
     model: Calm, autoencoder: Autoencoder, prompts: Prompts, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[Step]:
-    """Continue ``prompts`` patch by patch, without end."""
+    """Continue ``prompts`` patch by patch, without end; they, the models and the generator are on one device."""
     cache = model.backbone.new_cache()
     patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
-    once = torch.ones(len(patches), dtype=torch.int64)
+    once = torch.ones(len(patches), dtype=torch.int64, device=patches.device)
+    padding = _any_padding(prompts)
     latents: Tensor | None = None
     while True:
-        mask = _mask(prompts.padding, cache.length, patches.shape[1])
+        mask = _mask(padding, cache.length, patches.shape[1])
         hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
         if sampling.temperature == 1:
             latents = model.head.sample(hidden_states, model.head.sampling_draws((len(once),), generator))
@@ -88,12 +89,13 @@ def calm_steps(
 def transformer_steps(
     model: Transformer, prompts: Prompts, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[Step]:
-    """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature)."""
+    """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature); as ``calm_steps``."""
     cache = model.backbone.new_cache()
     token_ids = prompts.token_ids
-    once = torch.ones(len(token_ids), dtype=torch.int64)
+    once = torch.ones(len(token_ids), dtype=torch.int64, device=token_ids.device)
+    padding = _any_padding(prompts)
     while True:
-        mask = _mask(prompts.padding, cache.length, token_ids.shape[1])
+        mask = _mask(padding, cache.length, token_ids.shape[1])
         logits = model(token_ids, cache, mask=mask)[:, -1].float()
         token_ids = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)[:, None]
         yield Step(token_ids, once, once.bool())
@@ -118,13 +120,19 @@ def _sharpened(
     return exact_temperature(draw, rows, temperature, generator, budget=sampling.budget, fallback_draws=sampling.draws)
 
 
-def _mask(padding: Tensor, held: int, new: int) -> Tensor | None:
+def _any_padding(prompts: Prompts) -> Tensor | None:
+    """The padding of ``prompts``, None if no row has any; asked once, since the answer makes a GPU's work wait."""
+    return prompts.padding if prompts.padding.any() else None
+
+
+def _mask(padding: Tensor | None, held: int, new: int) -> Tensor | None:
     """Who sees whom, [batch, 1, new, held + new] bool; None where no row is padded: causal.
 
     A position of the padding sees itself alone, for a softmax over nothing has no value.
     """
-    if not padding.any():
+    if padding is None:
         return None
-    queries, keys = torch.arange(held, held + new)[:, None], torch.arange(held + new)
+    keys = torch.arange(held + new, device=padding.device)
+    queries = keys[held:, None]
     visible = (keys <= queries) & (keys >= padding[:, None, None])
     return (visible | (keys == queries))[:, None]

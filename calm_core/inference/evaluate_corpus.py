@@ -150,6 +150,7 @@ def _score(
         "context_tokens": context,
         "samples": settings.samples,
         "seed": settings.seed,
+        "device": language_model.device.type,
     }
 
 

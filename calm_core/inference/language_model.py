@@ -7,13 +7,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import torch
 from tokenizers import Tokenizer
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm
 from calm_core.errors import CalmError
-from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, transformer_steps
+from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
+from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.storage.model_folder import load_model, read_config
 from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
@@ -50,22 +52,27 @@ class LanguageModel:
         """Tokens a step: K of a CALM, 1 of a Transformer."""
         return self.model.config.patch_size if isinstance(self.model, Calm) else 1
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where texts are sampled."""
+        return device_of(self.model)
+
     def stream(
         self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int, batch: int = 0
     ) -> Iterator[list[Continuation]]:
         """Continue prompts of token ids by at most ``tokens`` tokens each; yields the same, growing list at each step.
 
-        The text is a function of the arguments alone; ``batch`` numbers the batches of a longer list of prompts. A
-        text ends before its end-of-text token, which is left out.
+        The text is a function of the arguments and of the kind of device, whose generator draws the samples; ``batch``
+        numbers the batches of a longer list of prompts. A text ends before its end-of-text token, which is left out.
 
         Raises:
             CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], or a prompt holds an
                 id that is not in the vocabulary.
         """
         self._require_possible(prompts, tokens, sampling)
-        draws = generator(seed, "generate", batch)
+        draws = generator(seed, "generate", batch, device=self.device)
         end_of_text = end_of_text_id(self.tokenizer)
-        aligned = align_prompts(prompts, self.patch_size, end_of_text)
+        aligned = Prompts(*(part.to(self.device) for part in align_prompts(prompts, self.patch_size, end_of_text)))
         if isinstance(self.model, Transformer):
             steps = transformer_steps(self.model, aligned, sampling, draws)
         else:
@@ -123,12 +130,14 @@ class LanguageModel:
             raise CalmError(f"a prompt holds token {largest}, but the model knows {size}: another model's tokenizer?")
 
 
-def load_language_model(folder: str | Path) -> LanguageModel:
-    """The CALM or the Transformer in ``folder``, such as models/calm, on the CPU.
+def load_language_model(folder: str | Path, device: DeviceName | torch.device = "cpu") -> LanguageModel:
+    """The CALM or the Transformer in ``folder``, such as models/calm, on ``device``; "auto" is the best that there is.
 
     Raises:
-        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer.
+        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer; there
+            is no such device.
     """
+    place = device if isinstance(device, torch.device) else choose_device(device, "device")
     folder = Path(folder)
     config = read_config(folder)
     kind = config["kind"]
@@ -142,7 +151,10 @@ def load_language_model(folder: str | Path) -> LanguageModel:
         raise CalmError(f"{folder} holds a model of kind {kind!r}; a language model is of kind 'calm' or 'transformer'")
     if config["context_tokens"] is None:
         raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
-    return LanguageModel(model.eval(), autoencoder, load_tokenizer(folder / "tokenizer.json"), config["context_tokens"])
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if autoencoder is not None:
+        autoencoder.to(place)
+    return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"])
 
 
 def _extend(continuation: Continuation, token_ids: list[int], tokens: int, end_of_text: int) -> None:

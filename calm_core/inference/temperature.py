@@ -12,6 +12,8 @@ with probability (1-p)^k * prod_{j<=k} (1 - a/j), and the sum of that over k >= 
 p^(a-1), its mean number of draws. A round therefore takes n + sum_x P(x)^n * P(x)^(a-1) draws on average, the sum
 only for a > 0, and by Wald's identity E[draws] = (n + [a > 0] * sum_x P(x)^(1/T - 1)) / Z. Z falls as P gets flat or
 T low, and the cost explodes: on V equally likely symbols it is V^(1/T - 1) * n for integer 1/T.
+
+What is counted and weighed is on the generator's device, where results are too, or on the CPU if that has no float64.
 """
 
 import math
@@ -22,10 +24,12 @@ import torch
 from torch import Tensor
 
 from calm_core.errors import CalmError
+from calm_core.evaluation.continuations import sample_tokens
+from calm_core.runtime.float64 import float64_device, uniform
 
 Sampler = Callable[[Tensor, int], Tensor]
 """draw(rows, count): ``count`` independent symbols, [count, len(rows), size] int64, for each context number in
-``rows`` [n] int64."""
+``rows`` [n] int64, which are on the device of the generator that the algorithm has."""
 
 FIRST_BLOCK, LARGEST_BLOCK = 16, 1024
 """Draws a row that ``exact_temperature`` asks for at a time; each block is twice as long as the one before."""
@@ -61,7 +65,8 @@ def exact_temperature(
         CalmError: a row needs more than ``budget`` samples, and ``fallback_draws`` is None.
     """
     whole, fraction = _split_exponent(temperature)
-    open_rows = torch.arange(rows, device=generator.device)
+    device = float64_device(generator.device)
+    open_rows = torch.arange(rows, device=device)
     draws, exact = torch.zeros_like(open_rows), torch.ones_like(open_rows, dtype=torch.bool)
     places, symbols = [], []  # rows that are done and their symbols, in the order in which they were
     # A round may begin in one block of draws and end in the next: begun, seen and skip carry it over.
@@ -69,7 +74,7 @@ def exact_temperature(
     begun: Tensor | None = None
     asked, block = 0, 1 if temperature == 1 else FIRST_BLOCK
     while len(open_rows) and asked < budget and whole <= budget:
-        fresh = draw(open_rows, min(block, budget - asked))
+        fresh = draw(open_rows.to(generator.device), min(block, budget - asked)).to(device)
         stream = torch.cat([fresh[:1] if begun is None else begun, fresh])
         reading = _read_rounds(stream, seen, skip, int(whole), fraction, generator)
         value = stream[reading.place, torch.arange(len(open_rows), device=stream.device)]
@@ -88,10 +93,12 @@ def exact_temperature(
                 "use a higher temperature, a larger budget or the batch sampler"
             )
         places.append(open_rows)
-        symbols.append(_choose(draw(open_rows, fallback_draws), temperature, generator))
+        samples = draw(open_rows.to(generator.device), fallback_draws)
+        symbols.append(_choose(samples, temperature, generator).to(device))
         draws[open_rows] = asked + fallback_draws
         exact[open_rows] = False
-    return TemperatureSample(torch.cat(symbols)[torch.cat(places).argsort()], draws, exact)
+    found = TemperatureSample(torch.cat(symbols)[torch.cat(places).argsort()], draws, exact)
+    return TemperatureSample(*(tensor.to(generator.device) for tensor in found))
 
 
 def batch_temperature(
@@ -113,9 +120,10 @@ def batch_temperature(
 def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """Index [rows] int64 of the chosen one of N independent draws a row, ``samples`` [N, rows, size].
 
-    A symbol seen c times weighs C(c, 1/T), the number of ways to draw it 1/T times from the batch, by Gamma functions
-    for 1/T = n + a. It takes part if c >= n, where the weight is positive. Where no symbol was seen n times, n is
-    lowered until one was, so a very low T means the most frequent symbol. Biased for finite N, exact in the limit.
+    ``samples`` and the index are on the generator's device. A symbol seen c times weighs C(c, 1/T), the number of ways
+    to draw it 1/T times from the batch, by Gamma functions for 1/T = n + a. It takes part if c >= n, where the weight
+    is positive. Where no symbol was seen n times, n is lowered until one was, so a very low T means the most frequent
+    symbol. Biased for finite N, exact in the limit.
 
     To ask for c >= n + a instead would drop at n = 1 all that was seen once as soon as anything was seen twice, and
     jump as 1/T leaves an integer. Mean total variation from the target on six known distributions, c >= n + a against
@@ -128,7 +136,7 @@ def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator
     whole, fraction = _split_exponent(temperature)
     if len(samples) == 0:
         raise ValueError("samples hold 0 draws a row; at least 1 is needed to choose from")
-    ids = _symbol_ids(samples)
+    ids = _symbol_ids(samples.to(float64_device(samples.device)))
     ids_by_row = ids * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)
     _, distinct, multiplicity = torch.unique(ids_by_row, return_inverse=True, return_counts=True)
     counts = multiplicity[distinct].T.double()
@@ -140,7 +148,10 @@ def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator
     log_ways = torch.lgamma(counts + 1) - torch.lgamma(exponents + 1) - torch.lgamma(remainder + 1)
     # A symbol stands in the batch as often as it was seen, so each of its copies gets its share of the weight.
     weights = torch.where(counts >= lowered, log_ways - counts.log(), -torch.inf).softmax(dim=1)
-    return torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    if weights.device.type == generator.device.type:
+        return torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    # Weights of a device without float64 are on the CPU, for which its generator cannot draw.
+    return sample_tokens(weights, generator).to(samples.device)
 
 
 def expected_draws(probabilities: Tensor, temperature: float) -> float:
@@ -152,7 +163,7 @@ def expected_draws(probabilities: Tensor, temperature: float) -> float:
         ValueError: ``temperature`` is outside (0, 1].
     """
     whole, fraction = _split_exponent(temperature)
-    masses = probabilities.double()
+    masses = probabilities.cpu().double()
     success = (masses ** (whole + fraction)).sum()
     factory = (masses ** (whole + fraction - 1)).sum() if fraction else torch.zeros_like(success)
     return ((whole + factory) / success).item()
@@ -225,13 +236,13 @@ def _waits_for_tails(count: int, flipped: Tensor, fraction: float, generator: to
     The factory at place 0 has had ``flipped`` [rows] draws already, the others none. Only one factory reads any draw
     of a row in the end, so that they need no common coins.
     """
-    rows, device = len(flipped), generator.device
+    rows, device = len(flipped), flipped.device
     draws = torch.arange(1, count + 1, device=device)
     # P(tails within k flips) = 1 - prod_{i <= k} (1 - a / i), inverted at a uniform number: one draw a factory.
     tails_by = 1 - (1 - fraction / draws.double()).cumprod(dim=0)
-    quantiles = torch.rand(count + 1, rows, generator=generator, device=device, dtype=torch.float64)
+    quantiles = uniform((count + 1, rows), generator)
     waits = torch.searchsorted(tails_by, quantiles, right=True) + 1
-    coins = torch.rand(count, rows, generator=generator, device=device, dtype=torch.float64)
+    coins = uniform((count, rows), generator)
     tails = coins < fraction / (flipped + draws[:, None]).double()
     waits[0] = torch.where(tails, draws[:, None], count + 1).amin(dim=0)
     return waits

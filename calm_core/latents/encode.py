@@ -16,6 +16,7 @@ from torch import Tensor
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.latents.distinct_patches import PatchIndex, map_distinct_patches, scratch_bytes
 from calm_core.latents.shards import SHARD_PATCHES, latent_bytes, posterior_shard, save_index, shard_name
+from calm_core.runtime.device import device_of
 from calm_core.runtime.precision import Precision, autocast
 from calm_core.runtime.process_group import ALONE, ProcessGroup
 from calm_core.runtime.progress import progress
@@ -44,8 +45,8 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Write the latents of ``tokens`` into ``folder``, in the format of ``latents.shards``, in bounded memory.
 
-    Resumes from the shards that an interrupted call with the same model and tokens left in ``kept``. The other
-    ``processes``, which need ``kept``, call ``help_to_encode``.
+    Works on the device of ``model``. Resumes from the shards that an interrupted call with the same model and tokens
+    left in ``kept``. The other ``processes``, which need ``kept``, call ``help_to_encode``.
 
     Raises:
         CalmError: the file system has too little free space.
@@ -101,13 +102,13 @@ def _encode_share(
     # Whole shards, so that no file has two writers.
     shards = work.shards[processes.rank :: processes.count]
     total = sum(len(_rows(shard, work.distinct)) for shard in shards)
-    digests = {}
+    digests, device = {}, device_of(model)
     with (
         progress("encode corpus", total, "patches")
         if processes.is_first
         else nullcontext(lambda done: None) as advance,
         kept.scratch(processes.rank) as fresh,
-        autocast(precision, torch.device("cpu")),
+        autocast(precision, device),
     ):
         patches, token_states = map_distinct_patches(work.patches), _token_states(model)
         for shard in shards:
@@ -116,12 +117,12 @@ def _encode_share(
                 for first in range(0, len(rows), ENCODING_BATCH):
                     part = rows[first : first + ENCODING_BATCH]
                     # A copy, since the mapping is read-only and torch wants writable memory.
-                    batch = patches[part.start : part.stop].copy()
-                    posterior = model.encoder.posterior(F.embedding(torch.from_numpy(batch).long(), token_states))
+                    batch = torch.from_numpy(patches[part.start : part.stop].copy()).long().to(device)
+                    posterior = model.encoder.posterior(F.embedding(batch, token_states))
                     # Float16: half the disk and memory, with a rounding far below the posterior's std
                     # (latents/shards.py).
-                    file.write("mean", first, posterior.mean.half().numpy())
-                    file.write("log_std", first, posterior.log_std.half().numpy())
+                    file.write("mean", first, posterior.mean.half().cpu().numpy())
+                    file.write("log_std", first, posterior.log_std.half().cpu().numpy())
                     advance(len(batch))
             digests[shard] = kept.keep(fresh / shard_name(shard))
     return digests
@@ -137,5 +138,5 @@ def _token_states(model: Autoencoder) -> Tensor:
 
     These layers see one token at a time, so a table lookup replaces most of the work of each patch.
     """
-    token_ids = torch.arange(model.config.vocabulary_size)
+    token_ids = torch.arange(model.config.vocabulary_size, device=device_of(model))
     return torch.cat([model.encoder.token_states(batch).float() for batch in token_ids.split(ENCODING_BATCH)])

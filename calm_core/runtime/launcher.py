@@ -13,6 +13,11 @@ def rank_in_environment() -> int:
     return int(os.environ["RANK"]) if is_one_of_many() else 0
 
 
+def processes_of_run() -> int:
+    """How many processes the launcher has started, on all machines, 1 without one."""
+    return int(os.environ["WORLD_SIZE"]) if is_one_of_many() else 1
+
+
 def processes_here() -> int:
     """How many processes the launcher has started on this machine, 1 without one."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if is_one_of_many() else 1

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,25 +14,31 @@ PACKAGES = ("torch", "datasets", "tokenizers", "polars", "safetensors", "pydanti
 
 
 def describe_machine() -> dict[str, str]:
-    """Facts for the report, name to value; equal for two runs of one revision on one machine."""
+    """Facts for the report, name to value; equal for two runs of one revision on one machine.
+
+    GPU, CUDA and cuDNN are named where there is a GPU.
+    """
     bfloat16 = "in hardware" if has_bfloat16(torch.device("cpu")) else "emulated, so float32 by default"
     return {
         "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "bfloat16": bfloat16,
+        **_accelerator(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "git revision": _git_revision(),
     }
 
 
-def numerics(precision: Precision) -> dict[str, str | int | bool]:
-    """What the last digits of a computation on the CPU depend on beside params, inputs and code; plain JSON."""
+def numerics(precision: Precision, device: torch.device) -> dict[str, str | int | bool]:
+    """What the last digits of a computation on ``device`` depend on beside params, inputs and code; plain JSON."""
     return {
         "threads": torch.get_num_threads(),
-        "bfloat16": uses_bfloat16(precision, torch.device("cpu")),
+        "bfloat16": uses_bfloat16(precision, device),
         "processor": processor(),
         "torch": torch.__version__,
+        "device": device.type,
+        **({} if device.type == "cpu" else _accelerator()),
     }
 
 
@@ -45,6 +52,21 @@ def processor() -> str:
     # Torch picks its kernels by this; other kernels add in another order and round differently.
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{names[0] if names else platform.processor() or platform.machine()} ({capability})"
+
+
+def _accelerator() -> dict[str, str]:
+    """Name and libraries of the GPUs that torch finds; nothing if it finds none."""
+    if torch.cuda.is_available():
+        # A line a kind of GPU: machines have several of one kind.
+        names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        return {
+            "GPU": ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items()),
+            "CUDA": str(torch.version.cuda),
+            "cuDNN": str(torch.backends.cudnn.version()),
+        }
+    if torch.backends.mps.is_available():
+        return {"GPU": f"Apple's, by Metal (macOS {platform.mac_ver()[0]})"}
+    return {}
 
 
 def _git_revision() -> str:

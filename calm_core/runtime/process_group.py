@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from calm_core.errors import CalmError
+from calm_core.runtime.device import DeviceName, choose_device
 from calm_core.runtime.launcher import is_one_of_many
 
 T = TypeVar("T")
@@ -82,18 +82,18 @@ ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[ProcessGroup]:
+def joined(device_name: DeviceName) -> Iterator[ProcessGroup]:
     """The processes of this run, connected to one another while the block runs: gloo on the CPU, NCCL on GPUs.
 
     Raises:
-        CalmError: ``device_type`` is cuda and there is none.
+        CalmError: as ``choose_device``.
     """
-    device = _device(device_type)
+    device = choose_device(device_name)
     if not is_one_of_many():
         yield ProcessGroup(device=device)
         return
     # NCCL handles GPU tensors only; gloo stays beside it for tensors on the CPU.
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # After a restart torchrun's store still holds the addresses of the previous attempt; the prefix hides them.
     store, rank, count = next(rendezvous("env://"))
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -105,14 +105,3 @@ def joined(device_type: Literal["cpu", "cuda"]) -> Iterator[ProcessGroup]:
         yield group
     finally:
         dist.destroy_process_group()
-
-
-def _device(device_type: Literal["cpu", "cuda"]) -> torch.device:
-    if device_type == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise CalmError("runtime.device is cuda, but torch finds no CUDA device; use cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    # The current device would otherwise be GPU 0 in every process.
-    torch.cuda.set_device(device)
-    return device

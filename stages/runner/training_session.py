@@ -41,9 +41,7 @@ def training_session(stage: str, params: Params, curves: Path) -> Iterator[Train
             return
         # What the last digits depend on beside the stage's params, inputs and code: a run that resumes under other
         # settings warns of it.
-        machine = {
-            **numerics(params.runtime.precision), "processes": processes.count, "device": params.runtime.device
-        }  # fmt: skip
+        machine = {**numerics(params.runtime.precision, processes.device), "processes": processes.count}
         checkpoints = CheckpointStore(folder_of(stage, params), stage, machine)
         with _training_curves(curves) as log:
             session = TrainingSession(Run(log=log, checkpoints=checkpoints, processes=processes))

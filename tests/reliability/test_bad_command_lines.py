@@ -106,6 +106,8 @@ PATHS = st.sampled_from(
 SMALL = ("1", "2", "3", "7", "12")
 """How much a run that is right may be asked for here."""
 
+DEVICES = st.sampled_from(["auto", "cpu", "cuda", "mps", "", "x"])
+
 OPTIONS = {
     "generate": {
         "--model": PATHS,
@@ -115,6 +117,7 @@ OPTIONS = {
         "--temperature": NUMBERS,
         "--sampler": st.sampled_from(["batch", "exact", "", "x"]),
         "--seed": NUMBERS,
+        "--device": DEVICES,
         "--json": None,
     },
     "evaluate": {
@@ -127,6 +130,7 @@ OPTIONS = {
         "--context": NUMBERS | st.sampled_from(SMALL),
         "--every": NUMBERS,
         "--seed": NUMBERS,
+        "--device": DEVICES,
         "--json": None,
     },
     "plan": {

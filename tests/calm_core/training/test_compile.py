@@ -14,7 +14,9 @@ from tests.calm_core.training.tiny_trainings import BUILDS
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler here"),
+    pytest.mark.skipif(
+        not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler here"
+    ),
 ]
 
 
