@@ -61,7 +61,7 @@ class StepStreams:
     def _words(self, name: str, rows: range, count: int) -> Tensor:
         digest = _digest(*self._key, name)
         key = (int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big"))
-        if self._device.type == "cuda":
+        if self._device.type not in ("cpu", "mps"):  # of Apple's GPUs the memory is the CPU's
             return philox_words(key, self._step, rows, count, self._device)
         words = np.empty((len(rows), 2 * -(-count // 2)), np.uint32)
         # As arrays, since numpy reads a list with a number above 2^63 as floats.

@@ -37,7 +37,7 @@ def test_a_device_draws_the_bits_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     by_numpy = StepStreams(1, "stage", 3, range(2, 5))
     expected = by_numpy.uniform("u", 3, 5), by_numpy.normal("n", 7), by_numpy.shared_normal("s", 4)
     by_torch = StepStreams(1, "stage", 3, range(2, 5))
-    by_torch._device = torch.device("cuda")
+    by_torch._device = torch.device("cuda")  # which is on no machine without one
     monkeypatch.setattr("calm_core.runtime.randomness.philox_words", lambda *now: philox_words(*now[:-1], "cpu"))
     found = by_torch.uniform("u", 3, 5), by_torch.normal("n", 7), by_torch.shared_normal("s", 4)
     for values, same in zip(found, expected, strict=True):
