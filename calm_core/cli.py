@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from calm_core.errors import CalmError, one_line, single_line
+from calm_core.runtime.waiting import wait_asleep
 
 if TYPE_CHECKING:
     from calm_core.inference.language_model import Continuation, LanguageModel
@@ -238,6 +239,7 @@ def export(
 
 def main() -> None:
     """Run the command line."""
+    wait_asleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding cannot say
             stream.reconfigure(errors="backslashreplace")

@@ -4,7 +4,7 @@ Each step takes patches from random positions of the token stream, at any alignm
 covers patches in which one document ends and the next begins: the language model meets them too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Autoenco
 from calm_core.params import AutoencoderParams, Params
 from calm_core.runtime.device import device_of
 from calm_core.runtime.randomness import StepStreams, generator
+from calm_core.runtime.threads import side_by_side
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import described_batch
 from calm_core.training.loop import train
@@ -111,23 +112,25 @@ class Reconstruction(NamedTuple):
     tokens: int
 
 
-@torch.no_grad()
 def reconstruction(model: Autoencoder, tokens: TokenStream, seed: int) -> Reconstruction:
     """Measure ``model`` on all whole patches of the held-out split ``tokens``, in float32, where the model is."""
     patch_size, device = model.config.patch_size, device_of(model)
     # Aligned at the split's beginning, as CALM's patches are.
     patches = tokens.slice(0, len(tokens) // patch_size * patch_size).view(-1, patch_size)
-    noise = generator(seed, STAGE, "latent noise", device=device)
-    right = right_noisy = 0
-    total_std = 0.0
-    for part in patches.split(EVALUATION_BATCH):
-        batch = part.to(device)
+    draws = generator(seed, STAGE, "latent noise", device=device)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for part in patches.split(EVALUATION_BATCH):
+            yield part, torch.randn(len(part), model.config.latent_size, generator=draws, device=device)
+
+    def measure(drawn: tuple[Tensor, Tensor]) -> tuple[int, int, float]:
+        batch, noise = drawn[0].to(device), drawn[1]
         posterior = model.encode(batch)
-        drawn = torch.randn(posterior.mean.shape, generator=noise, device=device)
-        noisy = posterior.mean + LATENT_NOISE_STD * drawn
-        right += int((model.decode(posterior.mean) == batch).sum())
-        right_noisy += int((model.decode(noisy) == batch).sum())
-        # Sums in Python's float64: a float32 sum over a large split would drift.
-        total_std += float(posterior.log_std.exp().mean(dim=-1).sum())
+        noisy = posterior.mean + LATENT_NOISE_STD * noise
+        right, right_noisy = ((model.decode(latents) == batch).sum() for latents in (posterior.mean, noisy))
+        return int(right), int(right_noisy), float(posterior.log_std.exp().mean(dim=-1).sum())
+
+    # Sums in Python's float64: a float32 sum over a large split would drift.
+    right, right_noisy, total_std = map(sum, zip(*side_by_side(measure, batches(), device, model), strict=True))
     count = patches.numel()
     return Reconstruction(right / count, right_noisy / count, total_std / len(patches), count)

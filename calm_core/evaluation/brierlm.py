@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
@@ -18,6 +18,7 @@ from calm_core.evaluation.continuations import calm_continuations, transformer_b
 from calm_core.runtime.device import device_of
 from calm_core.runtime.progress import progress
 from calm_core.runtime.randomness import generator
+from calm_core.runtime.threads import side_by_side
 from calm_core.tokens.blocks import MAX_TOKENS, EvaluationBlocks
 from calm_core.transformer.model import Transformer, next_token_loss
 
@@ -36,7 +37,7 @@ def evaluate_calm(model: Calm, autoencoder: Autoencoder, blocks: EvaluationBlock
         continuations = calm_continuations(model, autoencoder, patches, MAX_TOKENS, samples, draws)
         return brier_from_samples(continuations, _targets(token_ids, context, patch_size))
 
-    return _evaluate("CALM", score, blocks, patch_size, device_of(model))
+    return _evaluate("CALM", score, blocks, patch_size, model, autoencoder)
 
 
 def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_size: int, samples: int) -> pl.DataFrame:
@@ -50,35 +51,45 @@ def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_siz
     def score(token_ids: Tensor, draws: torch.Generator) -> Tensor:
         return transformer_brier(model, token_ids, leaves, samples, draws)
 
-    return _evaluate("Transformer", score, blocks, patch_size, device_of(model))
+    return _evaluate("Transformer", score, blocks, patch_size, model)
 
 
-@torch.no_grad()
 def cross_entropy(model: Transformer, blocks: EvaluationBlocks) -> float:
     """Mean cross entropy, nats a token, of a Transformer over the blocks that the Brier scores are taken on."""
     # A mean over tokens, so batches of fewer blocks count for fewer.
-    batches = (token_ids.to(device_of(model)) for _, token_ids in blocks.batches(following=1))
-    losses = [next_token_loss(model, token_ids) * len(token_ids) for token_ids in batches]
-    return float(torch.stack(losses).sum() / len(blocks.starts))
+    device = device_of(model)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        _, token_ids = batch
+        return next_token_loss(model, token_ids.to(device)) * len(token_ids)
+
+    losses = side_by_side(loss, blocks.batches(following=1), device, model)
+    return float(torch.stack(list(losses)).sum() / len(blocks.starts))
 
 
-@torch.no_grad()
 def _evaluate(
     name: str,
     score: Callable[[Tensor, torch.Generator], Tensor],
     blocks: EvaluationBlocks,
     patch_size: int,
-    device: torch.device,
+    *models: nn.Module,
 ) -> pl.DataFrame:
-    """Run ``score`` ([blocks, context + 4] token ids -> [blocks, positions, 4]) over all blocks, on ``device``."""
+    """Run ``score`` ([blocks, context + 4] token ids -> [blocks, positions, 4]) over all blocks, by ``models``."""
+    device = device_of(models[0])
     # Where the targets begin, counted from the start of a block.
     leaves = torch.arange(patch_size, blocks.context + 1, patch_size)
     documents, scores = [], []
+
+    def score_batch(numbered: tuple[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        number, (starts, token_ids) = numbered
+        # Keyed by the batch, so that a batch draws the same numbers whatever was evaluated before it.
+        draws = generator(blocks.seed, STAGE, name, number, device=device)
+        return starts, score(token_ids.to(device), draws).flatten(0, 1)
+
+    batches = enumerate(blocks.batches(following=MAX_TOKENS))
     with progress(f"BrierLM of {name}", len(blocks.starts) * blocks.context, "tokens") as advance:
-        for number, (starts, token_ids) in enumerate(blocks.batches(following=MAX_TOKENS)):
-            # Keyed by the batch, so that a batch draws the same numbers whatever was evaluated before it.
-            draws = generator(blocks.seed, STAGE, name, number, device=device)
-            scores.append(score(token_ids.to(device), draws).flatten(0, 1))
+        for starts, of_batch in side_by_side(score_batch, batches, device, *models):
+            scores.append(of_batch)
             targets = (starts[:, None] + leaves).flatten()
             # document_ends are exclusive: a target at an end belongs to the next document, hence right=True.
             documents.append(torch.searchsorted(blocks.tokens.document_ends, targets, right=True))

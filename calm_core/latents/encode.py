@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calm_core.autoencoder.model import Autoencoder
+from calm_core.autoencoder.model import Autoencoder, Posterior
 from calm_core.latents.distinct_patches import PatchIndex, map_distinct_patches, scratch_bytes
 from calm_core.latents.shards import SHARD_PATCHES, latent_bytes, posterior_shard, save_index, shard_name
 from calm_core.runtime.device import device_of
 from calm_core.runtime.precision import Precision, autocast
 from calm_core.runtime.process_group import ALONE, ProcessGroup
 from calm_core.runtime.progress import progress
+from calm_core.runtime.threads import side_by_side
 from calm_core.storage.disk_space import require_disk_space
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.shards import TokenStream
@@ -108,22 +109,29 @@ def _encode_share(
         if processes.is_first
         else nullcontext(lambda done: None) as advance,
         kept.scratch(processes.rank) as fresh,
-        autocast(precision, device),
     ):
-        patches, token_states = map_distinct_patches(work.patches), _token_states(model)
+        patches = map_distinct_patches(work.patches)
+        with autocast(precision, device):
+            token_states = _token_states(model)
+
+        def encode(rows: range) -> Posterior:
+            # A copy, since the mapping is read-only and torch wants writable memory.
+            batch = torch.from_numpy(patches[rows.start : rows.stop].copy()).long().to(device)
+            with autocast(precision, device):
+                posterior = model.encoder.posterior(F.embedding(batch, token_states))
+            # Float16: half the disk and memory, with a rounding far below the posterior's std (latents/shards.py).
+            return Posterior(*(values.half().cpu() for values in posterior))
+
         for shard in shards:
             rows = _rows(shard, work.distinct)
+            batches = (rows[first : first + ENCODING_BATCH] for first in range(0, len(rows), ENCODING_BATCH))
             with posterior_shard(shard, len(rows), model.config.latent_size, fresh) as file:
-                for first in range(0, len(rows), ENCODING_BATCH):
-                    part = rows[first : first + ENCODING_BATCH]
-                    # A copy, since the mapping is read-only and torch wants writable memory.
-                    batch = torch.from_numpy(patches[part.start : part.stop].copy()).long().to(device)
-                    posterior = model.encoder.posterior(F.embedding(batch, token_states))
-                    # Float16: half the disk and memory, with a rounding far below the posterior's std
-                    # (latents/shards.py).
-                    file.write("mean", first, posterior.mean.half().cpu().numpy())
-                    file.write("log_std", first, posterior.log_std.half().cpu().numpy())
-                    advance(len(batch))
+                first = 0
+                for mean, log_std in side_by_side(encode, batches, device, model):
+                    file.write("mean", first, mean.numpy())
+                    file.write("log_std", first, log_std.numpy())
+                    first += len(mean)
+                    advance(len(mean))
             digests[shard] = kept.keep(fresh / shard_name(shard))
     return digests
 

@@ -2,16 +2,14 @@
 
 Two ways, of which the machine decides:
 - ``in turn``: micro-batch by micro-batch, each by all threads' or the GPU's operators. A GPU's batches are made ahead;
-- ``side by side``: on a CPU, where the model is small. Each thread takes rows of its own through the whole pass, in
-  operators of one thread. A small model's step has thousands of operators too small for two threads: each ends in
-  a barrier, where one thread waits for the other, and a busy machine makes them wait for a time slice of the scheduler.
-  Side by side they wait once a step. Gradients are added in the order of the rows, so a number of threads gives
-  the same bytes again.
+- ``side by side``: on a CPU, where the model is small. Each thread takes rows of its own through the whole pass, so
+  that threads wait for one another once a step (``runtime.threads``). Gradients are added in the order of the rows: the
+  same number of threads gives the same bytes again.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,16 +20,9 @@ from calm_core.errors import CalmError
 from calm_core.params import RuntimeParams
 from calm_core.runtime.precision import autocast
 from calm_core.runtime.process_group import ProcessGroup
-from calm_core.training.ahead import made_ahead
+from calm_core.runtime.threads import made_ahead, operators_of_one_thread, threads_side_by_side
 from calm_core.training.objective import Loss, Model, Objective
 from calm_core.training.parallel_model import ParallelModel
-
-LARGEST_SIDE_BY_SIDE = 1 << 25
-"""Parameters of a model whose rows are shared among threads, at most: each thread has gradients of its own, and the
-operators of a larger model are worth several threads."""
-
-MOST_THREADS = 8
-"""Threads side by side at most: Python's part of their passes runs in one of them at a time."""
 
 
 class PassesOfStep(NamedTuple):
@@ -61,12 +52,12 @@ class Passes:
         self._objective, self._parallel = objective, parallel
         self._runtime, self._processes = runtime, processes
         self._parts = _micro_batches(objective, processes, runtime.gradient_accumulation)
-        threads = threads_side_by_side(objective.model, len(self._parts[0]), processes, runtime)
+        threads = threads_of_rows(objective.model, len(self._parts[0]), processes, runtime)
         self._stack = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         if threads > 1:
             self._parts = [part for rows in self._parts for part in _divided(rows, threads)]
-            self._stack.enter_context(_operators_of_one_thread())
+            self._stack.enter_context(operators_of_one_thread())
             self._pool = self._stack.enter_context(ThreadPoolExecutor(threads))
         self._threads = threads
         self._batches = self._all_batches(steps)
@@ -132,13 +123,12 @@ class Passes:
         return sums.passes()
 
 
-def threads_side_by_side(model: nn.Module, rows: int, processes: ProcessGroup, runtime: RuntimeParams) -> int:
+def threads_of_rows(model: nn.Module, rows: int, processes: ProcessGroup, runtime: RuntimeParams) -> int:
     """How many threads share the ``rows`` of a micro-batch, 1 if passes are made in turn."""
-    small = sum(parameter.numel() for parameter in model.parameters()) <= LARGEST_SIDE_BY_SIDE
     # Several processes share rows already; compiled layers would be compiled by several threads at once.
-    if processes.count > 1 or processes.device.type != "cpu" or runtime.compile or not small:
+    if processes.count > 1 or runtime.compile:
         return 1
-    most = min(torch.get_num_threads(), MOST_THREADS, rows)
+    most = min(threads_side_by_side(processes.device, model), rows)
     # Equal parts, as micro-batches are.
     return max(count for count in range(1, most + 1) if rows % count == 0)
 
@@ -174,14 +164,3 @@ def _micro_batches(objective: Objective[Any, Any], processes: ProcessGroup, accu
 def _divided(rows: range, parts: int) -> list[range]:
     size = len(rows) // parts
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-@contextmanager
-def _operators_of_one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    # Threads that begin later take it over.
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

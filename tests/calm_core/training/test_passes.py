@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from calm_core.params import Params, RuntimeParams
+from calm_core.runtime import threads as threads_of_process
 from calm_core.runtime.process_group import ALONE, ProcessGroup
-from calm_core.training import passes
 from calm_core.training.loop import train
-from calm_core.training.passes import threads_side_by_side
+from calm_core.training.passes import threads_of_rows
 from calm_core.training.run import Run
 from tests.calm_core.training.tiny_regression import TinyModel, TinyRegression
 from tests.calm_core.training.tiny_trainings import BUILDS
@@ -45,7 +45,7 @@ def test_side_by_side_is_in_turn(
 ) -> None:
     runs = []
     for most in (1, threads, threads):
-        monkeypatch.setattr(passes, "MOST_THREADS", most)
+        monkeypatch.setattr(threads_of_process, "MOST_SIDE_BY_SIDE", most)
         runs.append(trained(BUILDS[model](params, tmp_path, 0), params, runtime))
     (weights, points), (of_threads, points_of_threads), (again, _) = runs
     for name, weight in weights.items():
@@ -97,11 +97,11 @@ def test_an_error_in_a_thread_ends_the_training(params: Params, runtime: Runtime
 def test_who_shares_rows(params: Params, runtime: RuntimeParams, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TinyModel()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    assert [threads_side_by_side(model, rows, ALONE, runtime) for rows in (1, 2, 7, 8, 12)] == [1, 2, 1, 4, 6]
-    assert threads_side_by_side(model, 8, ProcessGroup(0, 2), runtime) == 1
-    assert threads_side_by_side(model, 8, ProcessGroup(device=torch.device("cuda")), runtime) == 1
-    assert threads_side_by_side(model, 8, ALONE, runtime.model_copy(update={"compile": True})) == 1
+    assert [threads_of_rows(model, rows, ALONE, runtime) for rows in (1, 2, 7, 8, 12)] == [1, 2, 1, 4, 6]
+    assert threads_of_rows(model, 8, ProcessGroup(0, 2), runtime) == 1
+    assert threads_of_rows(model, 8, ProcessGroup(device=torch.device("cuda")), runtime) == 1
+    assert threads_of_rows(model, 8, ALONE, runtime.model_copy(update={"compile": True})) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert threads_side_by_side(model, 64, ALONE, runtime) == 8
-    monkeypatch.setattr(passes, "LARGEST_SIDE_BY_SIDE", 10)
-    assert threads_side_by_side(model, 8, ALONE, runtime) == 1
+    assert threads_of_rows(model, 64, ALONE, runtime) == 8
+    monkeypatch.setattr(threads_of_process, "LARGEST_SIDE_BY_SIDE", 10)
+    assert threads_of_rows(model, 8, ALONE, runtime) == 1
