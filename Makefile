@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: repro ui test test-all mutants verify bench audit check format lock clean
+.PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
 	$(RUN) dvc repro
@@ -22,6 +22,10 @@ test: check
 # The rest as well: more moments, faults, processes and ways through the pipeline; some seven minutes more.
 test-all: test
 	$(RUN) pytest $(TWO_AT_A_TIME) -m slow
+
+# What needs a CUDA device; elsewhere each test says that there is none, and is skipped.
+test-gpu: $(VENV)/installed
+	$(RUN) pytest -m gpu -r s
 
 # The smoke pipeline twice, in clean clones of the last commit: do all artefacts come out the same, byte for byte?
 verify: $(VENV)/installed

@@ -146,8 +146,13 @@ def generate(
                 inexact += continuation.inexact_steps
                 written = language_model.decode(continuation.token_ids)
                 if as_json:
-                    about = {"temperature": temperature, "sampler": sampler.value, "seed": seed, "model": str(model)}
-                    about["device"] = language_model.device.type
+                    about = {
+                        "temperature": temperature,
+                        "sampler": sampler.value,
+                        "seed": seed,
+                        "model": str(model),
+                        "device": language_model.device.type,
+                    }
                     typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
                 else:
                     typer.echo(f"{typer.style(text, dim=True)}{written}\n")
@@ -260,9 +265,9 @@ def main() -> None:
     except OSError as error:
         status = _told(f"{error.filename or 'output'}: {error.strerror or one_line(error)}")
     except (MemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises a plain RuntimeError; any other is a fault of this program and keeps its
-        # traceback.
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        # torch's allocators raise a RuntimeError; any other is a fault of this program and keeps its traceback.
+        text = str(error)
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in text and "out of memory" not in text:
             raise
         status = _told("out of memory; ask for less: a shorter context, fewer samples or fewer prompts at a time")
     sys.exit(status)

@@ -182,8 +182,8 @@ def _machine_failure(error: Exception) -> str | None:
         place = getattr(error, "filename", None) or "outputs"
         return f"cannot write {place}: {os.strerror(number)}; free some disk space or make it writable"
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or number == errno.ENOMEM or "can't allocate memory" in text:
-        wanted = re.search(r"tried to allocate ([\d.]+ ?\w+)", text)
+    if out_of_memory or number == errno.ENOMEM or "can't allocate memory" in text or "backend out of memory" in text:
+        wanted = re.search(r"(?i)tried to allocate ([\d.]+ ?\w+)", text)
         return f"out of memory{f' ({wanted[0]})' if wanted else ''}; lower the batch or the model in params.yaml"
     return None
 

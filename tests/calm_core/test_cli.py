@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import polars as pl
 import pytest
@@ -23,6 +24,7 @@ from calm_core.tokens.tokenizer import train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests import ROOT
 from tests.calm_core.reference.reference_data import reference_weights, write_reference
+from tests.support.pretend_device import pretend_device
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 TEXT = "the quick brown fox, jumps; über the łazy dog. "
@@ -47,6 +49,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def workspace(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # The best device is then the CPU, on which the tests compute themselves.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     (tmp_path / "models").symlink_to(models)
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{TEXT * 5}{n}"}) + "\n" for n in range(6)))
 
@@ -130,6 +135,53 @@ def test_evaluate_takes_a_compressed_glob_and_a_limit(capsys: pytest.CaptureFixt
     assert json.loads(Path("out/brierlm.json").read_text())["positions"] == 4 * (100 - 4) // 12
 
 
+GENERATE = ("generate", "--prompts", "prompts.txt", "--tokens", "6", "--json")
+
+
+@pytest.mark.parametrize("model", ["calm", "transformer"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        GENERATE,
+        (*GENERATE, "--temperature", "0.5", "--sampler", "exact"),
+        ("evaluate", "--corpus", "text.jsonl", "--tokens", "60", "--json"),
+    ],
+    ids=["generate", "exact", "evaluate"],
+)
+def test_the_device_that_is_asked_for(
+    command: tuple[str, ...], model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prompts.txt").write_text("the\na longer prompt\n")
+    command = (*command, "--model", f"models/{model}", "--device")
+    assert run(*command, "auto") == 0
+    on_cpu = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    with pretend_device() as pretend:
+        chosen = mock.Mock(return_value=pretend.device)
+        monkeypatch.setattr("calm_core.runtime.device.choose_device", chosen)
+        assert run(*command, "cuda") == 0
+        chosen.assert_called_once_with("cuda", "--device")
+        assert pretend.from_device
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["device"] for row in on_cpu] == ["cpu"] * len(on_cpu)
+    assert [row["device"] for row in found] == ["meta"] * len(on_cpu)
+    for name in ("text", "positions"):
+        assert [row.get(name) for row in found] == [row.get(name) for row in on_cpu]
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1 MB, max allowed: 9 GB)"),
+])  # fmt: skip
+def test_a_gpu_without_room_is_told(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("calm_core.inference.language_model.load_language_model", full)
+    assert "out of memory; ask for less" in mistake(capsys, "generate", "--model", "models/calm", "--prompt", "a")
+
+
 def test_checkpoints_come_and_go(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_reference("energy", tmp_path)
     assert run("import-checkpoint", "energy", "own") == 0
@@ -153,6 +205,9 @@ def test_checkpoints_come_and_go(capsys: pytest.CaptureFixture[str], tmp_path: P
         ("generate --model models/calm --prompt a --temperature nan", "allowed is 0 < temperature <= 1"),
         ("generate --model models/calm --prompt a --tokens 0", "'--tokens'"),
         ("generate --model models/calm --prompt a --sampler best", "'--sampler'"),
+        ("generate --model models/calm --prompt a --device tpu", "'--device'"),
+        ("generate --model models/calm --prompt a --device cuda", "--device is cuda, but torch finds no CUDA device"),
+        ("evaluate --model models/calm --corpus text.jsonl --device mps", "--device is mps, but torch finds no GPU"),
         ("evaluate --model models/calm --corpus nothing.txt", "nothing.txt matches no file"),
         ("evaluate --model models/calm --corpus text.jsonl --text-field body", "has no field 'body'"),
         ("evaluate --model models/calm --corpus text.jsonl --context 10", "no multiple of the model's K, 3"),

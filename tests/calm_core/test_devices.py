@@ -7,6 +7,7 @@ for; on the pretend device it is what the CPU samples.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,10 @@ from calm_core.runtime.process_group import ProcessGroup
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
+from calm_core.training.loop import training_step
+from calm_core.training.objective import on_device
+from calm_core.training.optimisers import build_optimisers
+from calm_core.training.parallel_model import ParallelModel
 from calm_core.training.run import Run
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 from calm_core.transformer.training import train_transformer
@@ -54,6 +59,7 @@ from tests.calm_core.known_models import (
     walk,
 )
 from tests.calm_core.training.tiny_trainings import (
+    BUILDS,
     LATENT,
     VOCABULARY,
     autoencoder_section,
@@ -66,6 +72,7 @@ from tests.calm_core.training.tiny_trainings import (
     transformer_section,
 )
 from tests.support.pretend_device import PretendDevice, pretend_device
+from tests.support.pretend_processes import pretend_processes
 
 CPU = torch.device("cpu")
 
@@ -188,8 +195,8 @@ def distance(device: torch.device) -> dict[str, Tensor]:
 
 
 COMPUTED: dict[str, Callable[[torch.device], dict[str, Tensor]]] = {
-    **{f"loss of the {name} head": lambda device, name=name: head_loss(name, device) for name in HEADS},  # type: ignore[misc]
-    **{f"sample of the {name} head": lambda device, name=name: head_sample(name, device) for name in HEADS},  # type: ignore[misc]
+    **{f"loss of the {name} head": partial(head_loss, name) for name in HEADS},
+    **{f"sample of the {name} head": partial(head_sample, name) for name in HEADS},
     "loss of the Transformer": transformer_loss,
     "loss of the autoencoder": loss_of_autoencoder,
     "distance from the manifold": distance,
@@ -239,7 +246,7 @@ def test_latents_of_a_corpus(elsewhere: Elsewhere, tmp_path: Path) -> None:
 STEPS = 3
 
 
-def params_of(params: Params, device: torch.device, **runtime: Any) -> Params:
+def params_of(params: Params, **runtime: Any) -> Params:
     sections = {"steps": STEPS, "warmup_steps": 1}
     return params.model_copy(
         update={
@@ -267,18 +274,18 @@ TRAININGS: dict[str, Callable[[Params, Path, Run], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_learns_what_it_learns_on_the_cpu(
-    name: str, parallelism: str, params: Params, elsewhere: Elsewhere, tmp_path: Path
+    name: str, params: Params, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     curves, models = [], []
     for device in (CPU, elsewhere.device):
         points: list[dict[str, float]] = []
         (tmp_path / device.type).mkdir()
-        run = Run(log=lambda done, values, points=points: points.append(dict(values)),  # type: ignore[misc]
+        # A list of its own for each device: appended to while the training runs.
+        run = Run(log=partial(lambda points, done, values: points.append(dict(values)), points),
                   processes=ProcessGroup(device=device))  # fmt: skip
-        given = params_of(params, device, parallelism=parallelism, gradient_accumulation=2)
+        given = params_of(params, gradient_accumulation=2)
         models.append(TRAININGS[name](given, tmp_path / device.type, run))
         curves.append(points)
     assert len(curves[0]) == len(curves[1]) > 0
@@ -287,6 +294,27 @@ def test_a_training_learns_what_it_learns_on_the_cpu(
     # What comes back is on the CPU, to be saved.
     for weight, other in zip(models[1].parameters(), models[0].parameters(), strict=True):
         torch.testing.assert_close(weight, other, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["autoencoder", "transformer", "calm"])
+def test_several_processes_are_set_up_on_the_device(
+    name: str, parallelism: Any, params: Params, tmp_path: Path
+) -> None:
+    """As far as one process goes; tests/reliability/test_processes.py has several, on the CPU."""
+    with pretend_device() as pretend, pretend_processes(pretend.device) as processes:
+        objective = BUILDS[name](params, tmp_path, 0)
+        if name == "calm":
+            objective._autoencoder.to(pretend.device)  # type: ignore[attr-defined]
+        parallel = ParallelModel(objective.model, processes, parallelism, activation_checkpointing=True)
+        optimisers = build_optimisers(objective.model, autoencoder_section(params))
+        batch = on_device(objective.batch(0, range(2)), pretend.device)
+        loss = parallel.forward(lambda: objective.loss(batch)).total
+        assert loss.device == pretend.device
+        if parallelism == "ddp":
+            return  # the fake group gives its reducer no gradients back
+        training_step(objective.model, optimisers, loss, 1.0)
+        assert {parameter.device for parameter in objective.model.parameters()} == {pretend.device}
 
 
 # Evaluation
@@ -362,12 +390,9 @@ def test_batches_are_copied_once_and_scores_at_the_end(blocks: EvaluationBlocks)
 
 
 def test_reconstruction(elsewhere: Elsewhere, tmp_path: Path) -> None:
-    tokens = stream_of(tmp_path, random_tokens(400))
-    model = tiny_autoencoder(2)
-    validation = TokenStream.__new__(TokenStream)
-    validation.__dict__.update(tokens.__dict__)
-    on_cpu = reconstruction(model, validation, seed=0)
-    found = reconstruction(model.to(elsewhere.device), validation, seed=0)
+    tokens, model = stream_of(tmp_path, random_tokens(400)), tiny_autoencoder(2)
+    on_cpu = reconstruction(model, tokens, seed=0)
+    found = reconstruction(model.to(elsewhere.device), tokens, seed=0)
     assert found.token_accuracy == on_cpu.token_accuracy
     assert found.posterior_std == pytest.approx(on_cpu.posterior_std, rel=1e-5)
     # The noise is the device's own.
@@ -418,7 +443,9 @@ def test_generation_by_a_transformer(temperature: float, elsewhere: Elsewhere) -
         model = bigram_transformer(walk(SIZE, 2)).to(device)
         prompts = Prompts(*(part.to(device) for part in align_prompts(UNEVEN, 1, 0)))
         steps = transformer_steps(model, prompts, Sampling(temperature), generator(1, device=device))
-        return torch.cat([next(steps).token_ids for _ in range(6)], dim=1).cpu()
+        found = [next(steps) for _ in range(6)]
+        assert {tensor.device.type for step in found for tensor in step} == {device.type}
+        return torch.cat([step.token_ids for step in found], dim=1).cpu()
 
     found = written(elsewhere.device)
     before = torch.cat([torch.tensor([prompt[-1:] for prompt in UNEVEN]), found[:, :-1]], dim=1)
@@ -477,9 +504,7 @@ def test_computes_without_float64(
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_trains_without_float64(name: str, params: Params, no_float64: PretendDevice, tmp_path: Path) -> None:
-    TRAININGS[name](
-        params_of(params, no_float64.device), tmp_path, Run(processes=ProcessGroup(device=no_float64.device))
-    )
+    TRAININGS[name](params_of(params), tmp_path, Run(processes=ProcessGroup(device=no_float64.device)))
 
 
 def test_evaluates_without_float64(no_float64: PretendDevice, blocks: EvaluationBlocks) -> None:

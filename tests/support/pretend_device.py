@@ -25,6 +25,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -173,6 +174,8 @@ class _Mode(TorchDispatchMode):
         self._pretend, self._float64 = pretend, float64
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # sharded tensors, whose own parts come here again
         kwargs = kwargs or {}
         leaves = tree_leaves((args, kwargs))
         ours = [leaf for leaf in leaves if isinstance(leaf, PretendTensor)]

@@ -1,0 +1,97 @@
+"""The stages of a small project on a device that is not the CPU, one after the other, in this process."""
+
+import contextlib
+import importlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from calm_core.params import load_params
+from stages import check_params, report, tokenise
+from tests.reliability.support.stage_processes import make_project
+from tests.support.pretend_device import PretendDevice, pretend_device
+
+STAGES = ("train_autoencoder", "encode_corpus", "train_calm", "train_transformer", "evaluate_brierlm",
+          "correlate_brierlm")  # fmt: skip
+
+CHOICES = ("calm_core.runtime.process_group", "stages.evaluate_brierlm", "stages.correlate_brierlm", "stages.report")
+"""Modules that ask for the device of params.yaml."""
+
+
+@contextlib.contextmanager
+def chosen(pretend: PretendDevice) -> Iterator[None]:
+    """``runtime.device`` is the pretend device, by whatever name params.yaml has."""
+    with contextlib.ExitStack() as stack:
+        for module in CHOICES:
+            stack.enter_context(mock.patch(f"{module}.choose_device", lambda name: pretend.device))
+        yield
+
+
+def results(folder: Path, stages: tuple[str, ...], pretend: PretendDevice | None) -> dict[str, Any]:
+    """What ``stages`` write, and the sample texts of the report."""
+    params = load_params(folder / "params.yaml")
+    # Nothing goes on from what another device has done.
+    shutil.rmtree(".checkpoints", ignore_errors=True)
+    for stage in stages:
+        if pretend is not None:
+            pretend.forget()
+        importlib.import_module(f"stages.{stage}").main(params)
+        if pretend is not None:  # work was given to it, and results came back
+            assert pretend.to_device, stage
+            assert pretend.from_device, stage
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(Path("results").glob("*.json"))}
+    return {**found, "samples": report._samples(params)}
+
+
+@pytest.fixture()
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in the current folder, whose corpus is tokenised."""
+    folder = make_project(tmp_path / "project")
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    for section in ("autoencoder", "calm", "transformer"):
+        values[section].update(steps=3, warmup_steps=1)
+    values["transformer"].update(checkpoints=3)
+    values["evaluation"].update(tokens=200, checkpoint_tokens=100, bootstrap_resamples=100)
+    (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(folder)
+    for stage in (check_params, tokenise):
+        stage.main(load_params())
+    return folder
+
+
+def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) -> None:
+    on_cpu = results(project, STAGES, None)
+    with pretend_device() as pretend, chosen(pretend):
+        found = results(project, STAGES, pretend)
+    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "samples"}
+    # The same draws and, but for the kernel of attention, the same operators.
+    assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=1e-3)
+    for model in ("calm", "transformer"):
+        assert found["brierlm"][model]["positions"] == on_cpu["brierlm"][model]["positions"]
+        assert found["brierlm"][model]["brier"] == pytest.approx(on_cpu["brierlm"][model]["brier"], abs=0.02)
+    entropy = "cross_entropy_nats"
+    assert found["brierlm"]["transformer"][entropy] == pytest.approx(on_cpu["brierlm"]["transformer"][entropy], 1e-4)
+    for row, wanted in zip(found["correlation"]["checkpoints"], on_cpu["correlation"]["checkpoints"], strict=True):
+        assert row[entropy] == pytest.approx(wanted[entropy], rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_all_stages_on_cuda(project: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_cpu = results(project, STAGES, None)
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
+    found = results(project, STAGES, None)
+    assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=0.05, abs=0.02)
+    entropy = "cross_entropy_nats"
+    assert found["brierlm"]["transformer"][entropy] == pytest.approx(on_cpu["brierlm"]["transformer"][entropy], 0.02)
+    assert {len(sample) for sample in found["samples"]} == {4}
