@@ -19,14 +19,19 @@ TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
 
 def main(params: Params) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
-    # Before hours of training: tokens, latents and autoencoder have to be those of one run.
-    require_intact(TOKENS)
-    require_intact(LATENTS)
-    require_latents_of(LATENTS, TRAINED, TOKENS)
-    require_tokenizer_of(TRAINED, TOKENS)
-    tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS)
-    autoencoder = load_model(Autoencoder, TRAINED)
-    with training_session("train_calm", params, Path("results/training/calm")) as session:
+    encoded = params.calm.latents == "encoded"
+
+    def verify() -> None:
+        # Before hours of training: tokens, latents and autoencoder have to be those of one run.
+        require_intact(TOKENS)
+        require_tokenizer_of(TRAINED, TOKENS)
+        if encoded:
+            require_intact(LATENTS)
+            require_latents_of(LATENTS, TRAINED, TOKENS)
+
+    with training_session("train_calm", params, Path("results/training/calm"), verify) as session:
+        tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS) if encoded else None
+        autoencoder = load_model(Autoencoder, TRAINED)
         model = train_calm(params, tokens, latents, autoencoder, session.run)
     if not session.run.is_first:
         return {}

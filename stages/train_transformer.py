@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from calm_core.params import Params
@@ -21,8 +22,8 @@ TOKENS = Path("data/tokens")
 def main(params: Params) -> Measured:
     """Train and write."""
     context = params.transformer.context_tokens
-    require_intact(TOKENS)
-    with training_session("train_transformer", params, Path("results/training/transformer")) as session:
+    curves = Path("results/training/transformer")
+    with training_session("train_transformer", params, curves, partial(require_intact, TOKENS)) as session:
         checkpoints = session.run.checkpoints  # of the first process, which alone keeps models
 
         def keep(step: int, model: Transformer) -> None:

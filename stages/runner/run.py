@@ -22,7 +22,14 @@ from calm_core.params import Params, load_params
 from calm_core.runtime.launcher import is_one_of_many, rank_in_environment
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import write_json
-from stages.runner.launch import LOST_CONTACT, end_with_parent, launch, leave_to_launcher, lost_contact
+from stages.runner.launch import (
+    LOST_CONTACT,
+    FailedInFirst,
+    end_with_parent,
+    launch,
+    leave_to_launcher,
+    lost_contact,
+)
 
 TIMINGS = Path("results/timings.json")
 """Seconds and rates of each stage when it last ran on this machine.
@@ -83,6 +90,8 @@ def _run(name: str, work: Callable[[Params], Measured | None], by_processes: boo
                 _remove_finished(name)
                 measured = work(params) or {}
                 _record(name, time.monotonic() - started, measured)
+    except FailedInFirst:
+        sys.exit(1)
     except CalmError as error:
         _fail(f"{name}: {error}")
     except Exception as error:

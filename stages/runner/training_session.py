@@ -15,6 +15,7 @@ from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.run import Run
 from stages.runner.resume import folder_of, mark_finished
 from stages.runner.run import Measured
+from stages.runner.verification import verify_once
 
 
 @dataclass
@@ -32,10 +33,16 @@ class TrainingSession:
 
 
 @contextmanager
-def training_session(stage: str, params: Params, curves: Path) -> Iterator[TrainingSession]:
-    """Join the process group of ``stage`` while the block runs; its first process writes curves into ``curves``."""
+def training_session(
+    stage: str, params: Params, curves: Path, verify: Callable[[], None]
+) -> Iterator[TrainingSession]:
+    """Join the process group of ``stage`` while the block runs; its first process writes curves into ``curves``.
+
+    Before the block the first process runs ``verify``, which raises CalmError if the inputs are not as they should be.
+    """
     set_threads(params.runtime.threads)
     with joined(params.runtime.device) as processes:
+        verify_once(processes, verify)
         if not processes.is_first:
             yield TrainingSession(Run(processes=processes))
             return
