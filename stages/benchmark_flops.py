@@ -6,6 +6,8 @@ FLOPs are counts and reproduce; the measured tokens a second go beside the stage
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calm_core.autoencoder.model import AutoencoderConfig
 from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.head import HeadObjective
@@ -38,7 +40,7 @@ def main(params: Params) -> Measured:
     published = _published()
     run, shapes = _run(params)
     write_json(Path("results/flops.json"), {"published": published, "run": run})
-    return tokens_per_second(params, *shapes)
+    return tokens_per_second(params, *shapes, torch.device(params.runtime.device))
 
 
 def _published() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Measured tokens a second of the run's own shapes: a training step and an inference pass, on random weights.
 
-Speed does not depend on what weights hold. The models take turns, several times, and the median counts, since
-other work on the machine comes and goes.
+Speed does not depend on what weights hold. The batches are the micro-batches of a device of the run, whatever the
+machine. The models take turns, several times, and the median counts, since other work on the machine comes and goes.
 """
 
 import statistics
@@ -14,30 +14,39 @@ from torch import Tensor
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.training import head_objective
-from calm_core.params import Params
+from calm_core.params import LanguageModelParams, Params
 from calm_core.runtime.precision import autocast
 from calm_core.runtime.randomness import generator
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 
 ROUNDS = 5
 
+BLOCK_POSITIONS = 1024
+"""How many positions the Transformer's inference has logits of at once."""
+
+LONGEST_SECONDS = 60.0
+"""No round begins after it but the first: at the published shapes a round on a CPU takes minutes."""
+
 
 def tokens_per_second(
-    params: Params, calm: CalmConfig, coder: AutoencoderConfig, transformer: TransformerConfig
+    params: Params, calm: CalmConfig, coder: AutoencoderConfig, transformer: TransformerConfig, device: torch.device
 ) -> dict[str, float]:
     """Medians over ``ROUNDS`` of tokens a second; optimiser and data reading left out of the training steps."""
-    draws = generator(0, "throughput")
+    weights = generator(0, "throughput")
+    draws = torch.Generator(device).manual_seed(weights.initial_seed())
     calm_model, autoencoder, baseline = Calm(calm), Autoencoder(coder).requires_grad_(False), Transformer(transformer)
     for model in (calm_model, autoencoder, baseline):
-        model.initialise(draws)
-    section, context = params.calm, params.calm.context_tokens
-    patches = torch.randint(
-        coder.vocabulary_size, (section.batch_sequences, context // coder.patch_size, coder.patch_size), generator=draws
-    )
-    shape = (params.transformer.batch_sequences, params.transformer.context_tokens + 1)
-    token_ids = torch.randint(coder.vocabulary_size, shape, generator=draws)
+        model.initialise(weights)
+        model.to(device)
+
+    def token_ids(*shape: int) -> Tensor:
+        return torch.randint(coder.vocabulary_size, shape, generator=draws, device=device)
+
+    section, patch_size = params.calm, coder.patch_size
+    patches = token_ids(micro_batch(params, section), section.context_tokens // patch_size, patch_size)
+    sequences = token_ids(micro_batch(params, params.transformer), params.transformer.context_tokens + 1)
     positions = patches.shape[0] * patches.shape[1]
-    posterior = Posterior(torch.zeros(positions, coder.latent_size), torch.zeros(positions, coder.latent_size))
+    posterior = Posterior(*torch.zeros(2, positions, coder.latent_size, device=device))
     objective = head_objective(section, autoencoder)
     # Outside of what is timed: latents as input come from the encoded corpus, not from the encoder.
     patch_inputs = calm_model.inputs(patches, autoencoder)
@@ -49,7 +58,7 @@ def tokens_per_second(
         calm_model.zero_grad()
 
     def transformer_training() -> None:
-        next_token_loss(baseline, token_ids).backward()
+        next_token_loss(baseline, sequences).backward()
         baseline.zero_grad()
 
     @torch.no_grad()
@@ -59,21 +68,39 @@ def tokens_per_second(
 
     @torch.no_grad()
     def transformer_inference() -> Tensor:
-        return baseline(token_ids[:, :-1]).argmax(dim=-1)
+        # Block by block: the logits of a micro-batch, at the published vocabulary, are more than what trains it.
+        blocks = baseline.hidden_states(sequences[:, :-1]).flatten(0, 1).split(BLOCK_POSITIONS)
+        return torch.cat([baseline.output(block).argmax(dim=-1) for block in blocks])
 
     work: dict[str, tuple[Callable[[], object], int]] = {
         "calm_training_tokens_per_second": (calm_training, patches.numel()),
-        "transformer_training_tokens_per_second": (transformer_training, token_ids[:, 1:].numel()),
+        "transformer_training_tokens_per_second": (transformer_training, sequences[:, 1:].numel()),
         "calm_inference_tokens_per_second": (calm_inference, patches.numel()),
-        "transformer_inference_tokens_per_second": (transformer_inference, token_ids[:, 1:].numel()),
+        "transformer_inference_tokens_per_second": (transformer_inference, sequences[:, 1:].numel()),
     }
     rates: dict[str, list[float]] = {name: [] for name in work}
+    begun = time.perf_counter()
     # In turns, so that other work on the machine slows all four alike.
     for turn in range(ROUNDS + 1):
+        if turn > 1 and time.perf_counter() - begun > LONGEST_SECONDS:
+            break
         for name, (run, tokens) in work.items():
+            _wait_for(device)
             started = time.perf_counter()
-            with autocast(params.runtime.precision, torch.device("cpu")):
+            with autocast(params.runtime.precision, device):
                 run()
+            _wait_for(device)
             if turn:  # the first round warms up
                 rates[name].append(tokens / (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def micro_batch(params: Params, section: LanguageModelParams) -> int:
+    """Sequences that a device of the run takes in a pass."""
+    return section.batch_sequences // (params.runtime.processes * params.runtime.gradient_accumulation)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Return when ``device`` has done what it was given: a GPU only takes orders."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
