@@ -28,7 +28,8 @@ def main(params: Params) -> Measured:
 
         def keep(step: int, model: Transformer) -> None:
             assert checkpoints is not None
-            save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
+            with session.timer.stopped():
+                save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
 
         run = replace(session.run, keep=keep, kept_after=checkpoint_steps(params.transformer))
         model = train_transformer(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), run)

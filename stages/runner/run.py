@@ -205,5 +205,9 @@ def _record(name: str, seconds: float, measured: Measured) -> None:
     timings[name] = {"seconds": round(seconds, 3), **measured, "machine": platform.node()}
     write_json(TIMINGS, timings)
     write_text(TIMINGS.with_suffix(".js"), f"window.timings = {json.dumps(timings)};\n")
-    rates = "".join(f", {key.replace('_', ' ')} {value:,.0f}" for key, value in measured.items())
+    rates = "".join(f", {key.replace('_', ' ')} {_figure(value)}" for key, value in measured.items())
     print(f"{name}: done in {seconds:.1f} s{rates}", file=sys.stderr, flush=True)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
