@@ -93,7 +93,7 @@ def rehearse(
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Steps of each training; the first is not timed.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run all stages of a run at its full shape with the smallest batch, and tell memory, time a step and the whole time.
+    """Run all stages of a run at its full shape with the smallest batch: memory, time of a step, time of the run.
 
     Works in a folder of its own, on some of the default corpus; data, models and results stay as they are.
     """

@@ -16,7 +16,7 @@ TRAININGS = {"autoencoder": "train_autoencoder", "calm": "train_calm", "transfor
 def stages_for(models: Collection[str], pipeline: Path = PIPELINE) -> dict[str, str]:
     """The command of each stage that training ``models`` takes: for one language model those up to its training.
 
-    An autoencoder counts with CALM, which needs one. For both language models, or none of all, it is the whole pipeline.
+    An autoencoder counts with CALM, which needs one. For both language models, or none at all, it is every stage.
     """
     declared: Mapping[str, Any] = read_yaml(pipeline)["stages"]
     before = {name: _makers(stage.get("deps", []), declared) for name, stage in declared.items()}

@@ -110,7 +110,7 @@ def render_rehearsal(rehearsal: Rehearsal) -> RenderableType:
     notes = (
         *(f"Shrunk: {note}." for note in rehearsal.shrunk),
         "Memory: the largest that the stage's process had.",
-        f"The full run: {_duration(rehearsal.full_run_hours)} of training on this machine, at the speed of these steps.",
+        f"The full run: {_duration(rehearsal.full_run_hours)} of training on this machine, at this speed.",
     )
     return Group(table, *map(Text, notes))
 
@@ -131,7 +131,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """An empty folder in which stages find the code and dvc.yaml; removed at the end, as is that of a killed rehearsal."""
+    """A folder in which stages find the code and dvc.yaml; removed at the end, as is that of a killed rehearsal."""
     WORKSPACE.parent.mkdir(exist_ok=True)
     lock = FileLock(WORKSPACE.with_suffix(".lock"))
     try:

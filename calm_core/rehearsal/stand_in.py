@@ -12,7 +12,7 @@ TRAINED_ENTRIES = 4096
 
 
 def stand_in_tokenizer(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
-    """A byte-level BPE of exactly ``vocabulary_size`` entries: trained on ``texts``, then filled up with unused ones."""
+    """A byte-level BPE of exactly ``vocabulary_size`` entries: some are trained on ``texts``, the others never used."""
     trained = json.loads(train_tokenizer(texts, min(vocabulary_size, TRAINED_ENTRIES)).to_str())
     vocabulary = trained["model"]["vocab"]
     # No merge makes them, so no text holds them.

@@ -18,7 +18,7 @@ LOST_CONTACT = "lost contact with another of its processes"
 """The message of a process that failed only because another one did."""
 
 
-class FailedInFirst(Exception):
+class FirstFailedError(Exception):
     """The first process has ended with an error, and tells it; there is nothing to add."""
 
 

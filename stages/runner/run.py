@@ -24,7 +24,7 @@ from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import write_json
 from stages.runner.launch import (
     LOST_CONTACT,
-    FailedInFirst,
+    FirstFailedError,
     end_with_parent,
     launch,
     leave_to_launcher,
@@ -90,7 +90,7 @@ def _run(name: str, work: Callable[[Params], Measured | None], by_processes: boo
                 _remove_finished(name)
                 measured = work(params) or {}
                 _record(name, time.monotonic() - started, measured)
-    except FailedInFirst:
+    except FirstFailedError:
         sys.exit(1)
     except CalmError as error:
         _fail(f"{name}: {error}")

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Callable
 
 from calm_core.runtime.process_group import ProcessGroup
-from stages.runner.launch import FailedInFirst
+from stages.runner.launch import FirstFailedError
 
 
 def verify_once(processes: ProcessGroup, verify: Callable[[], None]) -> None:
     """Have the first of ``processes`` run ``verify`` while the others wait.
 
-    What that raises is raised in the first process; in the others, once the first has left, FailedInFirst.
+    What that raises is raised in the first process; in the others, once the first has left, FirstFailedError.
     """
     error: Exception | None = None
     if processes.is_first:
@@ -26,4 +26,4 @@ def verify_once(processes: ProcessGroup, verify: Callable[[], None]) -> None:
         # it leaves the group, on its way out.
         with contextlib.suppress(RuntimeError):
             processes.any_rank([False])
-        raise FailedInFirst
+        raise FirstFailedError
