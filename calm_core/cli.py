@@ -105,6 +105,31 @@ def plan(
 
 
 @app.command()
+def rehearse(
+    preset: Annotated[str, typer.Option(help="A preset; params.yaml as it is if none is named.")] = "",
+    steps: Annotated[int, typer.Option(min=2, max=1000, help="Steps of each training; the first is not timed.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run all stages of a run at its full shape with the smallest batch: memory, time of a step, time of the run.
+
+    Works in a folder of its own, on some of the default corpus; data, models and results stay as they are.
+    """
+    from rich.console import Console
+
+    from calm_core.params import load_params
+    from calm_core.presets import load_preset, preset_models
+    from calm_core.rehearsal.rehearse import rehearse as run_rehearsal
+    from calm_core.rehearsal.rehearse import render_rehearsal
+
+    params = load_preset(preset) if preset else load_params()
+    rehearsal = run_rehearsal(params, preset_models(preset) if preset else (), steps)
+    if as_json:
+        typer.echo(rehearsal.model_dump_json(indent=2))
+    else:
+        Console().print(render_rehearsal(rehearsal))
+
+
+@app.command()
 def generate(
     model: ModelFolder,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; '' for the start of a document.")] = None,

@@ -162,6 +162,7 @@ class CalmParams(LanguageModelParams):
     """The continuous language model, its head and its loss (paper, section 3)."""
 
     input: Literal["tokens", "latents"]
+    latents: Literal["encoded", "online"]
     head: Literal["energy", "diffusion", "flow"]
     head_blocks: Layers
     noise_size: Width

@@ -32,6 +32,12 @@ def load_preset(name: str, base: Path = Path("params.yaml")) -> Params:
     return parse_params(values, f"preset {name}")
 
 
+def preset_models(name: str) -> set[str]:
+    """The models whose training the preset ``name`` describes: the sections of which it names the steps; errors as
+    ``load_preset``."""
+    return {section for section, values in _overlay(name).items() if isinstance(values, dict) and "steps" in values}
+
+
 def apply_preset(name: str, base: Path = Path("params.yaml")) -> None:
     """Write the preset ``name`` over ``base``; what it does not name, and all comments, stay. Errors as above."""
     load_preset(name, base)

@@ -21,6 +21,7 @@ from calm_core.costs.flops import (
 )
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.params import Params
+from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.storage.json_io import write_json
 from calm_core.transformer.model import TransformerConfig
@@ -38,7 +39,7 @@ def main(params: Params) -> Measured:
     published = _published()
     run, shapes = _run(params)
     write_json(Path("results/flops.json"), {"published": published, "run": run})
-    return tokens_per_second(params, *shapes)
+    return tokens_per_second(params, *shapes, choose_device(params.runtime.device))
 
 
 def _published() -> dict[str, Any]:

@@ -1,33 +1,36 @@
-"""Stage encode_corpus: tokens and autoencoder -> data/latents."""
+"""Stage encode_corpus: tokens and autoencoder -> data/latents, or a description alone where CALM's training encodes."""
 
 from pathlib import Path
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.latents.encode import encode_corpus, help_to_encode
 from calm_core.params import Params
+from calm_core.runtime.launcher import rank_in_environment
 from calm_core.runtime.machine import numerics
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.process_group import joined
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.model_folder import load_model
-from calm_core.storage.provenance import describe_latents, require_intact, require_tokenizer_of
+from calm_core.storage.provenance import describe_latents, describe_no_latents, require_intact, require_tokenizer_of
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.shards import TokenStream
 from stages.runner.resume import folder_of, mark_finished
 from stages.runner.run import run_stage
+from stages.runner.verification import verify_once
 
-TOKENS, TRAINED = Path("data/tokens"), Path("models/autoencoder")
+TOKENS, TRAINED, LATENTS = Path("data/tokens"), Path("models/autoencoder"), Path("data/latents")
 
 
 def main(params: Params) -> None:
-    """Encode every distinct patch of the training split once."""
+    """Encode every distinct patch of the training split once, unless ``calm.latents`` is online."""
+    if params.calm.latents == "online":
+        _write_none()
+        return
     set_threads(params.runtime.threads)
-    require_intact(TOKENS)
-    require_tokenizer_of(TRAINED, TOKENS)
-    model = load_model(Autoencoder, TRAINED)
     precision = params.runtime.precision
     with joined(params.runtime.device) as processes:
-        model.to(processes.device)
+        verify_once(processes, _verify)
+        model = load_model(Autoencoder, TRAINED).to(processes.device)
         # Keyed by the numerics too: shards of one encoding must not come from machines that round differently.
         numbers = numerics(precision, processes.device)
         kept = FinishedFiles(folder_of("encode_corpus", params, numbers), "encode_corpus")
@@ -35,11 +38,24 @@ def main(params: Params) -> None:
         if not processes.is_first:
             help_to_encode(model, precision, kept, processes)
             return
-        with whole_directory(Path("data/latents")) as folder:
+        with whole_directory(LATENTS) as folder:
             counts = encode_corpus(model, TokenStream(TOKENS, "train"), folder, precision, kept, processes)
             describe_latents(folder, TRAINED, TOKENS, counts._asdict())
     mark_finished(kept.folder)
     print(f"{counts.patches:,} patches, {counts.distinct:,} distinct ({counts.distinct / counts.patches:.1%})")
+
+
+def _verify() -> None:
+    require_intact(TOKENS)
+    require_tokenizer_of(TRAINED, TOKENS)
+
+
+def _write_none() -> None:
+    if rank_in_environment() == 0:
+        # The folder is an output of the stage all the same: DVC wants it there.
+        with whole_directory(LATENTS) as folder:
+            describe_no_latents(folder)
+        print("calm.latents is online: nothing to encode")
 
 
 if __name__ == "__main__":

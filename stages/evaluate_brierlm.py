@@ -33,7 +33,8 @@ def main(params: Params) -> None:
     for folder in (CALM, TRANSFORMER):
         require_tokenizer_of(folder, TOKENS)
     tokens = TokenStream(TOKENS, "validation")
-    calm, autoencoder = (model.to(device) for model in load_calm(CALM))
+    calm, autoencoder = load_calm(CALM)
+    calm.to(device), autoencoder.to(device)
     transformer = load_model(Transformer, TRANSFORMER).to(device)
     batch, limit = settings.batch_sequences, settings.tokens
     calm_blocks = EvaluationBlocks(tokens, params.calm.context_tokens, batch, limit, params.seed)

@@ -1,5 +1,6 @@
 """Stage train_autoencoder: tokens -> models/autoencoder and its reconstruction accuracy."""
 
+from functools import partial
 from pathlib import Path
 
 from calm_core.autoencoder.training import reconstruction, train_autoencoder
@@ -17,8 +18,8 @@ TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 
 def main(params: Params) -> Measured:
     """Train, measure on the held-out split, write."""
-    require_intact(TOKENS)
-    with training_session("train_autoencoder", params, Path("results/training/autoencoder")) as session:
+    curves = Path("results/training/autoencoder")
+    with training_session("train_autoencoder", params, curves, partial(require_intact, TOKENS)) as session:
         model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), session.run)
     if not session.run.is_first:
         return {}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.training import train_calm
+from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.params import Params
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
@@ -19,14 +20,20 @@ TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
 
 def main(params: Params) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
-    # Before hours of training: tokens, latents and autoencoder have to be those of one run.
-    require_intact(TOKENS)
-    require_intact(LATENTS)
-    require_latents_of(LATENTS, TRAINED, TOKENS)
-    require_tokenizer_of(TRAINED, TOKENS)
-    tokens, latents = TokenStream(TOKENS, "train"), LatentCorpus(LATENTS)
-    autoencoder = load_model(Autoencoder, TRAINED)
-    with training_session("train_calm", params, Path("results/training/calm")) as session:
+    encoded = params.calm.latents == "encoded"
+
+    def verify() -> None:
+        # Before hours of training: tokens, latents and autoencoder have to be those of one run.
+        require_intact(TOKENS)
+        require_tokenizer_of(TRAINED, TOKENS)
+        if encoded:
+            require_intact(LATENTS)
+            require_latents_of(LATENTS, TRAINED, TOKENS)
+
+    with training_session("train_calm", params, Path("results/training/calm"), verify) as session:
+        tokens, autoencoder = TokenStream(TOKENS, "train"), load_model(Autoencoder, TRAINED)
+        online = OnlineLatents(tokens, autoencoder, params.runtime.precision)
+        latents = LatentCorpus(LATENTS) if encoded else online
         model = train_calm(params, tokens, latents, autoencoder, session.run)
     if not session.run.is_first:
         return {}

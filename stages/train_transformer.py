@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from calm_core.params import Params
@@ -21,13 +22,14 @@ TOKENS = Path("data/tokens")
 def main(params: Params) -> Measured:
     """Train and write."""
     context = params.transformer.context_tokens
-    require_intact(TOKENS)
-    with training_session("train_transformer", params, Path("results/training/transformer")) as session:
+    curves = Path("results/training/transformer")
+    with training_session("train_transformer", params, curves, partial(require_intact, TOKENS)) as session:
         checkpoints = session.run.checkpoints  # of the first process, which alone keeps models
 
         def keep(step: int, model: Transformer) -> None:
             assert checkpoints is not None
-            save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
+            with session.timer.stopped():
+                save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context)
 
         run = replace(session.run, keep=keep, kept_after=checkpoint_steps(params.transformer))
         model = train_transformer(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), run)

@@ -45,9 +45,17 @@ class Schedule:
     def on(self, device: torch.device) -> "Tables":
         """The tables, on ``device``: copied there once, and not at each step of each sample."""
         if device not in self._copies:
-            single = (table.to(device) for table in (self.signal, self.noise))
-            pairs = (self.inverse, self.posterior_mean, self.log_variances)
-            self._copies[device] = Tables(*single, *((one.to(device), other.to(device)) for one, other in pairs))
+
+            def pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+                return first.to(device), second.to(device)
+
+            self._copies[device] = Tables(
+                self.signal.to(device),
+                self.noise.to(device),
+                pair(*self.inverse),
+                pair(*self.posterior_mean),
+                pair(*self.log_variances),
+            )
         return self._copies[device]
 
     @cached_property

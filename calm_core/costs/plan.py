@@ -56,6 +56,10 @@ MEMORY_LABELS = {
 }
 
 
+UNITS = ("patches", "sequences", "sequences")
+"""What the rows of the three models' batches are."""
+
+
 class Figures(BaseModel):
     """Plain numbers, units in their names; ``model_dump_json`` writes them."""
 
@@ -95,6 +99,10 @@ class ModelPlan(Figures):
     """Every device holds everything."""
     memory_sharded: DeviceMemory
     """Weights, gradients and optimiser state are spread evenly over the devices, as FSDP does."""
+    micro_batch: int
+    """Sequences (patches) that a device takes in a pass: its part of the batch by ``runtime.gradient_accumulation``."""
+    micro_batch_bytes: int
+    """What ``memory_ddp`` is with all of them instead of one sequence (a device's patches)."""
 
 
 class CorpusPlan(Figures):
@@ -103,7 +111,7 @@ class CorpusPlan(Figures):
     tokens: int
     token_bytes: int
     latent_bytes: int
-    """An upper bound: no patch occurs twice."""
+    """An upper bound, as if no patch occurred twice; 0 where they are computed in each step."""
 
 
 class Plan(Figures):
@@ -143,7 +151,9 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
     patches = max(1, params.autoencoder.batch_patches // devices)
 
     def model_plan(run: _Training) -> ModelPlan:
-        memory = _memory(run, precision)
+        of_one = _memory(run, precision)
+        memory = of_one.model_copy(update={"activations_bytes": run.batch * of_one.activations_bytes})
+        micro_batch = max(1, run.rows // (devices * params.runtime.gradient_accumulation))
         training_flops = run.flops.training_per_token * run.section.training_tokens
         return ModelPlan(
             parameters=run.flops.parameters,
@@ -153,6 +163,8 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
             training_hours=training_flops / (devices * device_flops * utilisation) / 3600,
             memory_ddp=memory,
             memory_sharded=sharded(memory, devices),
+            micro_batch=micro_batch,
+            micro_batch_bytes=of_one.total_bytes + (micro_batch - 1) * of_one.activations_bytes,
         )
 
     # The diffusion head's schedule comes from numpy: real tensors, a thousand numbers each.
@@ -188,16 +200,20 @@ def render_plan(plan: Plan) -> RenderableType:
     for name, label in MEMORY_LABELS.items():
         row(label, (_bytes(getattr(model.memory_ddp, name)) for model in models))
     row("memory a device, DDP", (_bytes(model.memory_ddp.total_bytes) for model in models))
-    row("memory a device, sharded", (_bytes(model.memory_sharded.total_bytes) for model in models))
+    row("memory a device, sharded", (_bytes(model.memory_sharded.total_bytes) for model in models), end_section=True)
+    row("micro-batch", (f"{model.micro_batch:,} {unit}" for model, unit in zip(models, UNITS, strict=True)))
+    row("memory of it, DDP", (_bytes(model.micro_batch_bytes) for model in models))
     corpus = plan.corpus
+    latents = f"at most {_bytes(corpus.latent_bytes)} of latents (no patch occurs twice)"
     notes = (
-        f"Disk, for one epoch over {_power(corpus.tokens)} tokens: {_bytes(corpus.token_bytes)} of tokens, at most "
-        f"{_bytes(corpus.latent_bytes)} of latents (no patch occurs twice).",
+        f"Disk, for one epoch over {_power(corpus.tokens)} tokens: {_bytes(corpus.token_bytes)} of tokens, "
+        f"{latents if corpus.latent_bytes else 'no latents, which each step computes'}.",
         f"Devices: {plan.devices}, of {_power(plan.device_flops_per_second)} FLOPs a second at {plan.utilisation:.3g} "
         f"of the peak; matrix products in {plan.precision}, weights and optimiser state in float32.",
         "Activations are what the backward pass needs of one sequence (autoencoder: of "
         f"{plan.autoencoder_patches} patches); sharding spreads weights, gradients and optimiser state alone. "
-        "Encoding and evaluation are not counted.",
+        "Encoding and evaluation are not counted. A micro-batch is what a device takes at once, by "
+        "runtime.gradient_accumulation.",
     )
     return Group(table, *(Text(note) for note in notes))
 
@@ -227,12 +243,16 @@ def sharded(memory: DeviceMemory, devices: int) -> DeviceMemory:
 
 
 class _Training(NamedTuple):
-    """One training on fake tensors; ``loss`` is that of a batch of so many sequences (autoencoder: patches)."""
+    """One training on fake tensors; ``loss`` is that of so many sequences (autoencoder: patches).
+
+    ``rows`` of them are a step's batch, and ``batch`` are planned for a device.
+    """
 
     section: sections.AutoencoderParams | sections.LanguageModelParams
     flops: ModelFlops
     model: nn.Module
     loss: Callable[[int], Tensor]
+    rows: int
     batch: int = 1
     frozen: tuple[nn.Parameter, ...] = ()
 
@@ -252,7 +272,7 @@ def _autoencoder_training(params: Params, patches: int) -> _Training:
     flops = ModelFlops(
         _count(model.parameters()), (1 + BACKWARD) * forward / config.patch_size, 2 * decoder / config.patch_size
     )
-    return _Training(section, flops, model, loss, patches)
+    return _Training(section, flops, model, loss, section.batch_patches, patches)
 
 
 def _calm_training(params: Params) -> _Training:
@@ -274,7 +294,7 @@ def _calm_training(params: Params) -> _Training:
 
     scored_targets = objective.scored_targets if objective.spaces and section.head == "energy" else 0
     flops = calm_flops(config, coder, context, section.samples, scored_targets)
-    return _Training(section, flops, model, loss, frozen=tuple(autoencoder.parameters()))
+    return _Training(section, flops, model, loss, section.batch_sequences, frozen=tuple(autoencoder.parameters()))
 
 
 def _transformer_training(params: Params) -> _Training:
@@ -285,10 +305,12 @@ def _transformer_training(params: Params) -> _Training:
     def loss(sequences: int) -> Tensor:
         return next_token_loss(model, torch.zeros(sequences, section.context_tokens + 1, dtype=torch.int64))
 
-    return _Training(section, transformer_flops(config, section.context_tokens), model, loss)
+    return _Training(section, transformer_flops(config, section.context_tokens), model, loss, section.batch_sequences)
 
 
 def _memory(run: _Training, precision: Literal["float32", "bfloat16"]) -> DeviceMemory:
+    """That of one sequence or patch."""
+
     def saved(batch: int) -> int:
         with autocast(precision, torch.device("cpu")):
             return saved_bytes(lambda: run.loss(batch), (*run.model.parameters(), *run.frozen))
@@ -304,7 +326,7 @@ def _memory(run: _Training, precision: Literal["float32", "bfloat16"]) -> Device
         optimiser_bytes=_optimiser_bytes(run.model, run.section),
         frozen_bytes=FLOAT32_BYTES * _count(run.frozen),
         weight_copies_bytes=twice - 2 * of_one,
-        activations_bytes=run.batch * of_one,
+        activations_bytes=of_one,
     )
 
 
@@ -325,7 +347,9 @@ def _corpus_plan(params: Params) -> CorpusPlan:
         tokens=tokens,
         token_bytes=bytes_per_token * tokens,
         # As if every patch were distinct: how many are is known only once the corpus is encoded.
-        latent_bytes=latent_bytes(patches, patches, params.autoencoder.latent_size),
+        latent_bytes=0
+        if params.calm.latents == "online"
+        else latent_bytes(patches, patches, params.autoencoder.latent_size),
     )
 
 

@@ -24,8 +24,8 @@ class BackboneConfig:
     hidden_size: Width = 768
     intermediate_size: Width = 2048
     layers: Layers = 12
-    heads: Width = 12
-    key_value_heads: Width = 12
+    heads: Width = 16
+    key_value_heads: Width = 16
     rope_theta: PositiveFloat = 10_000.0
 
     def __post_init__(self) -> None:

@@ -29,6 +29,11 @@ def describe_latents(latents: Path, autoencoder: Path, tokens: Path, counts: dic
     write_json(latents / DESCRIPTION, description)
 
 
+def describe_no_latents(latents: Path) -> None:
+    """Write the description of a folder without latents, which the training computes instead."""
+    write_json(latents / DESCRIPTION, {"latents": "online", "sha256": {}})
+
+
 def require_intact(folder: Path) -> None:
     """Read all files of tokens or latents in ``folder``; raises CalmError if one is missing, changed or foreign."""
     expected = _hashes(folder)

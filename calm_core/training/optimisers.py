@@ -90,25 +90,27 @@ def build_optimisers(
 ) -> list[torch.optim.Optimizer]:
     """The optimisers that ``training`` asks for, over all parameters of ``model``; Muon multiplies in ``products``.
 
-    "adamw" is the published one: AdamW with betas (0.9, 0.95) for everything, decay on matrices alone. "muon"
-    takes the matrices between hidden layers; embeddings, output matrices, gains and biases stay with AdamW.
+    "adamw" is the published one: AdamW with betas (0.9, 0.95) for everything; embeddings and all other matrices decay,
+    gains and biases do not. "muon" takes the matrices between hidden layers; the rest stays as it is under "adamw".
     Embeddings have a learning rate of their own: an entry moves only in steps that see its token.
     """
     matrices: list[nn.Parameter] = []
     embeddings: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    outputs: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         # By name, since a shape does not say that rows are looked up. "output." is the Transformer's output matrix: a
         # row a token, too, and no map between hidden layers.
         if name.endswith("embedding.weight"):
             embeddings.append(parameter)
-        elif parameter.ndim == 2 and not name.startswith("output."):
-            matrices.append(parameter)
+        elif parameter.ndim < 2:
+            vectors.append(parameter)
         else:
-            others.append(parameter)
+            (outputs if name.startswith("output.") else matrices).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": embeddings, "lr": training.embedding_learning_rate, "weight_decay": 0.0},
-        {"params": others, "weight_decay": 0.0},
+        {"params": embeddings, "lr": training.embedding_learning_rate},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": outputs},
     ]
     optimisers: list[torch.optim.Optimizer] = []
     if training.optimiser == "muon":
@@ -117,7 +119,7 @@ def build_optimisers(
         )
     else:
         groups.append({"params": matrices})
-    # A CALM that is fed latents has no embeddings, and torch cannot gather optimiser state with an empty group.
+    # Most models lack some of these, and torch cannot gather optimiser state with an empty group.
     groups = [group for group in groups if group["params"]]
     decay = training.weight_decay
     optimisers.append(

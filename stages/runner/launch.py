@@ -18,6 +18,10 @@ LOST_CONTACT = "lost contact with another of its processes"
 """The message of a process that failed only because another one did."""
 
 
+class FirstFailedError(Exception):
+    """The first process has ended with an error, and tells it; there is nothing to add."""
+
+
 def launch(name: str, processes: int) -> None:
     """Run the stage ``name`` in ``processes`` processes until all are done.
 

@@ -7,7 +7,9 @@ number of processes and threads is not part of the key: any number resumes what 
 
 import hashlib
 import json
+import operator
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,17 @@ def _key(stage: str, params: Params, others: Any) -> str:
     # Of the runtime section, precision alone changes what is computed; the rest is how the machine is used.
     values["runtime"] = values["runtime"]["precision"]
     depends = {
-        "params": {section: values[section] for section in declared["params"]},
+        "params": {name: _value(values, name) for name in declared["params"]},
         "inputs": {path: _identity(Path(path)) for path in declared["deps"]},
         "others": others,
     }
     # 64 bits are plenty for the few folders of a stage.
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _value(values: Any, name: str) -> Any:
+    """What params.yaml holds under ``name``, a section or, as in `calm.latents`, one of its keys."""
+    return reduce(operator.getitem, name.split("."), values)
 
 
 def _identity(path: Path) -> Any:

@@ -22,7 +22,14 @@ from calm_core.params import Params, load_params
 from calm_core.runtime.launcher import is_one_of_many, rank_in_environment
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import write_json
-from stages.runner.launch import LOST_CONTACT, end_with_parent, launch, leave_to_launcher, lost_contact
+from stages.runner.launch import (
+    LOST_CONTACT,
+    FirstFailedError,
+    end_with_parent,
+    launch,
+    leave_to_launcher,
+    lost_contact,
+)
 
 TIMINGS = Path("results/timings.json")
 """Seconds and rates of each stage when it last ran on this machine.
@@ -83,6 +90,8 @@ def _run(name: str, work: Callable[[Params], Measured | None], by_processes: boo
                 _remove_finished(name)
                 measured = work(params) or {}
                 _record(name, time.monotonic() - started, measured)
+    except FirstFailedError:
+        sys.exit(1)
     except CalmError as error:
         _fail(f"{name}: {error}")
     except Exception as error:
@@ -196,5 +205,9 @@ def _record(name: str, seconds: float, measured: Measured) -> None:
     timings[name] = {"seconds": round(seconds, 3), **measured, "machine": platform.node()}
     write_json(TIMINGS, timings)
     write_text(TIMINGS.with_suffix(".js"), f"window.timings = {json.dumps(timings)};\n")
-    rates = "".join(f", {key.replace('_', ' ')} {value:,.0f}" for key, value in measured.items())
+    rates = "".join(f", {key.replace('_', ' ')} {_figure(value)}" for key, value in measured.items())
     print(f"{name}: done in {seconds:.1f} s{rates}", file=sys.stderr, flush=True)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

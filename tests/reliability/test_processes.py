@@ -23,11 +23,13 @@ from tests.reliability.support.faults import (
     kill_at_step,
     loss_at_step,
     record_gathered,
+    record_hashes,
     record_windows,
     save_every_step,
     small_shards,
 )
 from tests.reliability.support.stage_processes import (
+    BY_PROCESSES,
     ROOT,
     Ended,
     Fault,
@@ -232,6 +234,36 @@ def test_processes_encode_a_corpus_as_one_does(project: Path) -> None:
     assert fingerprint(project, "encode_corpus") == expected
 
 
+@pytest.mark.parametrize("stage", sampled(BY_PROCESSES, "train_calm"))
+def test_inputs_are_hashed_by_the_first_process_alone(project: Path, tmp_path: Path, stage: str) -> None:
+    paths = [tmp_path / f"hashed-{rank}" for rank in range(2)]
+    assert_done(run_stage_processes(project, stage, [[partial(record_hashes, path)] for path in paths]))
+    hashed, by_other = (path.read_text(encoding="utf-8").splitlines() for path in paths)
+    assert {"data/tokens/train-00000.safetensors", "data/tokens/tokenizer.json"} <= set(hashed)
+    assert ("data/latents/posteriors-00000.safetensors" in hashed) == (stage == "train_calm")
+    assert by_other == []
+
+
+@pytest.mark.parametrize("stage", sampled(BY_PROCESSES, "train_transformer"))
+def test_what_the_first_process_finds_ends_all_in_one_line(project: Path, stage: str) -> None:
+    damage(project)
+    ended = run_stage_processes(project, stage, [(), (), ()])
+    assert [one.status for one in ended] == [1, 1, 1]
+    assert ended[0].told == f"{stage}: {DAMAGED}\n"
+    assert [one.told for one in ended[1:]] == ["", ""]
+
+
+DAMAGED = (
+    "data/tokens/train-00000.safetensors is damaged: its SHA-256 is not the one in description.json; "
+    "delete data/tokens and run `dvc repro`"
+)
+
+
+def damage(project: Path) -> None:
+    shard = project / "data/tokens/train-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+
+
 # From here on torchrun itself starts the processes.
 
 FAULTY = """
@@ -276,6 +308,16 @@ def test_torchrun_by_params(finished: Path, project: Path, launched: Any) -> Non
     assert process.returncode == 0, told
     assert_same_run(project, finished, "train_transformer")
     assert told.count("train_transformer: done in") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_adds_nothing_to_what_the_first_process_finds(project: Path, launched: Any) -> None:
+    damage(project)
+    set_params(project, runtime={"launcher": "torchrun", "processes": 2})
+    process = launched(*STAGE)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert told == f"train_transformer: {DAMAGED}\n"
 
 
 @pytest.mark.slow

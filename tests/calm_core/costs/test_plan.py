@@ -243,6 +243,21 @@ def test_disk(values: dict[str, Any]) -> None:
     assert corpus.latent_bytes == tokens // K * (2 * L * 2 + 4)
     longer = make(tiny(values, transformer={"steps": 20}, tokenizer={"vocabulary_size": (1 << 16) + 1})).corpus
     assert longer.token_bytes == 4 * 2 * tokens
+    online = make(tiny(values, calm={"latents": "online"})).corpus
+    assert (online.token_bytes, online.latent_bytes) == (2 * tokens, 0)
+
+
+def test_a_micro_batch_is_the_devices_part_of_a_pass(values: dict[str, Any]) -> None:
+    # Batches of 24 patches and of 6 sequences, for 2 devices in 3 passes; 4 devices leave some without a sequence.
+    params = tiny(values, runtime={"gradient_accumulation": 3})
+    result = make(params, devices=2)
+    assert [result.autoencoder.micro_batch, result.calm.micro_batch, result.transformer.micro_batch] == [4, 1, 1]
+    assert result.calm.micro_batch_bytes == result.calm.memory_ddp.total_bytes
+    whole = make(tiny(values, runtime={"gradient_accumulation": 1}), devices=1)
+    for model in (whole.calm, whole.transformer):
+        assert model.micro_batch == 6
+        assert model.micro_batch_bytes == model.memory_ddp.total_bytes + 5 * model.memory_ddp.activations_bytes
+    assert whole.autoencoder.micro_batch_bytes == whole.autoencoder.memory_ddp.total_bytes
 
 
 def test_nothing_is_allocated(values: dict[str, Any]) -> None:

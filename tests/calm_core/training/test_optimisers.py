@@ -112,12 +112,14 @@ EMBEDDINGS = {
 
 
 def kind_of(name: str, model: str) -> str:
-    """How a weight of a model is trained, by its name: as an embedding, as a matrix or as another."""
+    """How a weight of a model is trained, by its name: as an embedding, a vector, an output matrix or another one."""
     if name in EMBEDDINGS[model]:
         return "embedding"
     *owners, weight = name.split(".")
     is_norm = "norm" in owners[-1] or ".".join(owners).endswith("patch_embedding.projection.3")
-    return "other" if weight == "bias" or is_norm or name == "output.weight" else "matrix"
+    if weight == "bias" or is_norm:
+        return "vector"
+    return "output" if name == "output.weight" else "matrix"
 
 
 RATES = {"learning_rate": 0.003, "embedding_learning_rate": 0.05, "muon_learning_rate": 0.02, "weight_decay": 0.1}
@@ -142,8 +144,9 @@ def test_every_weight_of_every_model_has_its_settings(
     betas = (0.9, 0.95)
     adamw = torch.optim.AdamW
     expected: dict[str, tuple[Any, ...]] = {
-        "embedding": (adamw, 0.05, 0.05, 0.0, betas, None),
-        "other": (adamw, 0.003, 0.003, 0.0, betas, None),
+        "embedding": (adamw, 0.05, 0.05, 0.1, betas, None),
+        "vector": (adamw, 0.003, 0.003, 0.0, betas, None),
+        "output": (adamw, 0.003, 0.003, 0.1, betas, None),
         "matrix": (adamw, 0.003, 0.003, 0.1, betas, None)
         if optimiser == "adamw"
         else (Muon, 0.02, 0.02, 0.1, None, 0.95),
@@ -151,7 +154,8 @@ def test_every_weight_of_every_model_has_its_settings(
     assert found == {name: expected[kind_of(name, model)] for name in names.values()}
     counts = Counter(kind_of(name, model) for name in names.values())
     assert counts["matrix"] >= 7
-    assert counts["other"] >= 3
+    assert counts["vector"] + counts["output"] >= 3
+    assert counts["output"] == (model == "transformer")
 
 
 @pytest.mark.usefixtures("float32_muon")
@@ -162,16 +166,21 @@ def test_steps_are_those_of_torch(model: str, optimiser: str, params: Params, tm
     weights = dict(theirs.named_parameters())
     of_kind = {
         kind: [weight for name, weight in weights.items() if kind_of(name, model) == kind]
-        for kind in ("embedding", "other", "matrix")
+        for kind in ("embedding", "vector", "output", "matrix")
     }
-    rest = [{"params": of_kind["embedding"], "lr": 0.05}, {"params": of_kind["other"], "lr": 0.003}]
+    rest: list[dict[str, Any]] = [
+        {"params": of_kind["embedding"], "lr": 0.05},
+        {"params": of_kind["vector"], "weight_decay": 0.0},
+        {"params": of_kind["output"]},
+    ]
     if optimiser == "adamw":
         matrices: torch.optim.Optimizer = torch.optim.AdamW(
             of_kind["matrix"], 0.003, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False
         )
     else:
         matrices = torch.optim.Muon(of_kind["matrix"], 0.02, weight_decay=0.1)
-    by_hand = [torch.optim.AdamW(rest, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, foreach=False), matrices]
+    adamw = torch.optim.AdamW(rest, 0.003, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False)
+    by_hand = [adamw, matrices]
     built = build_optimisers(ours, params.calm.model_copy(update={**RATES, "optimiser": optimiser}))
     for now in gradients(list(ours.parameters()), 4):
         for parameters, optimisers in ((ours.parameters(), built), (theirs.parameters(), by_hand)):

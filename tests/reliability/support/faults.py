@@ -17,6 +17,7 @@ import torch
 
 import calm_core.latents.encode
 import calm_core.latents.shards
+import calm_core.storage.provenance
 import calm_core.tokens.batch_encoding
 import calm_core.tokens.shards
 import calm_core.training.loop
@@ -158,6 +159,19 @@ def record_windows(path: Path) -> None:
         return original(self, starts, length)
 
     TokenStream.windows = windows  # type: ignore[method-assign]
+
+
+def record_hashes(path: Path) -> None:
+    """Write to ``path`` which files this process hashes to verify them, a line each."""
+    path.touch()
+    original = calm_core.storage.provenance.sha256
+
+    def sha256(file: Path) -> str:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(f"{file}\n")
+        return original(file)
+
+    calm_core.storage.provenance.sha256 = sha256  # type: ignore[attr-defined]
 
 
 def stuck_at_step(number: int, which: signal.Signals) -> None:
