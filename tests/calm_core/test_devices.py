@@ -39,8 +39,7 @@ from calm_core.runtime.process_group import ProcessGroup
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
-from calm_core.training.loop import training_step
-from calm_core.training.objective import on_device
+from calm_core.training.loop import update_weights
 from calm_core.training.optimisers import build_optimisers
 from calm_core.training.parallel_model import ParallelModel
 from calm_core.training.run import Run
@@ -306,14 +305,16 @@ def test_several_processes_are_set_up_on_the_device(
         objective = BUILDS[name](params, tmp_path, 0)
         if name == "calm":
             objective._autoencoder.to(pretend.device)  # type: ignore[attr-defined]
-        parallel = ParallelModel(objective.model, processes, parallelism, activation_checkpointing=True)
+        changes = {"parallelism": parallelism, "activation_checkpointing": True, "precision": "float32"}
+        parallel = ParallelModel(objective.model, processes, params.runtime.model_copy(update=changes))
         optimisers = build_optimisers(objective.model, autoencoder_section(params))
-        batch = on_device(objective.batch(0, range(2)), pretend.device)
+        batch = objective.batch(0, range(2), pretend.device)
         loss = parallel.forward(lambda: objective.loss(batch)).total
         assert loss.device == pretend.device
         if parallelism == "ddp":
             return  # the fake group gives its reducer no gradients back
-        training_step(objective.model, optimisers, loss, 1.0)
+        loss.backward()
+        update_weights(objective.model, optimisers, 1.0)
         assert {parameter.device for parameter in objective.model.parameters()} == {pretend.device}
 
 

@@ -115,10 +115,10 @@ def test_a_training_is_the_one_written_out(
 
     model = (by_hand := TinyRegression()).model
     matrix, embedding = model.hidden.weight, model.embedding.weight
-    others = [model.hidden.bias, model.output.weight]
     optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([embedding], 0.03, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW(others, 0.01, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW([embedding], 0.03, betas=(0.9, 0.95), weight_decay=0.2),
+        torch.optim.AdamW([model.output.weight], 0.01, betas=(0.9, 0.95), weight_decay=0.2),
+        torch.optim.AdamW([model.hidden.bias], 0.01, betas=(0.9, 0.95), weight_decay=0.0),
         torch.optim.AdamW([matrix], 0.01, betas=(0.9, 0.95), weight_decay=0.2)
         if optimiser == "adamw"
         else torch.optim.Muon([matrix], 0.02, weight_decay=0.2, momentum=0.95),
