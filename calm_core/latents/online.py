@@ -1,7 +1,7 @@
 """Posteriors of patches computed when a training asks for them, for a corpus whose latents no disk holds.
 
-The encoder's pass comes anew in each epoch: for the published sizes some 3 % of a step, where encoding ahead would
-take 68 TB (paper, section 3: the reference trains like this).
+The encoder's pass comes anew in each epoch. At the published sizes it is 0.7 % of a step's FLOPs, and encoding ahead
+would take 68 TB (docs/performance.md); the reference trains like this.
 """
 
 import torch
