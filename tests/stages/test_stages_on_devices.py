@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,40 +12,72 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from calm_core.params import load_params
+from calm_core.runtime.device import device_of
+from calm_core.training.run import Run
 from stages import check_params, report, tokenise
 from tests.reliability.support.stage_processes import make_project
 from tests.support.pretend_device import PretendDevice, pretend_device
 
-STAGES = ("train_autoencoder", "encode_corpus", "train_calm", "train_transformer", "evaluate_brierlm",
-          "correlate_brierlm")  # fmt: skip
+STAGES: dict[str, tuple[str, ...]] = {
+    "train_autoencoder": ("train_autoencoder", "reconstruction"),
+    "encode_corpus": ("encode_corpus",),
+    "train_calm": ("train_calm",),
+    "train_transformer": ("train_transformer",),
+    "evaluate_brierlm": ("evaluate_calm", "evaluate_transformer", "cross_entropy"),
+    "correlate_brierlm": ("evaluate_transformer", "cross_entropy"),
+}
+"""The stages in their order, and the functions of calm_core that do their work."""
 
 CHOICES = ("calm_core.runtime.process_group", "stages.evaluate_brierlm", "stages.correlate_brierlm", "stages.report")
 """Modules that ask for the device of params.yaml."""
 
 
 @contextlib.contextmanager
-def chosen(pretend: PretendDevice) -> Iterator[None]:
-    """``runtime.device`` is the pretend device, by whatever name params.yaml has."""
+def chosen(pretend: PretendDevice) -> Iterator[dict[str, set[torch.device]]]:
+    """``runtime.device`` is the pretend device, by whatever name params.yaml has.
+
+    Yields where each function of ``STAGES`` found the models and processes that it was given.
+    """
+    devices: dict[str, set[torch.device]] = {}
+
+    def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(*arguments: Any) -> Any:
+            found = devices.setdefault(name, set())
+            found |= {device_of(one) for one in arguments if isinstance(one, nn.Module)}
+            found |= {one.processes.device for one in arguments if isinstance(one, Run)}
+            return work(*arguments)
+
+        return watch
+
     with contextlib.ExitStack() as stack:
         for module in CHOICES:
             stack.enter_context(mock.patch(f"{module}.choose_device", lambda name: pretend.device))
-        yield
+        for stage, names in STAGES.items():
+            module = importlib.import_module(f"stages.{stage}")
+            for name in names:
+                watch = watched(f"{stage}.{name}", getattr(module, name))
+                stack.enter_context(mock.patch.object(module, name, watch))
+        load = watched("report.load_language_model", report.load_language_model)
+
+        def loaded(*arguments: Any) -> Any:
+            model = load(*arguments)
+            devices["report.load_language_model"] |= {model.device}
+            return model
+
+        stack.enter_context(mock.patch.object(report, "load_language_model", loaded))
+        yield devices
 
 
-def results(folder: Path, stages: tuple[str, ...], pretend: PretendDevice | None) -> dict[str, Any]:
-    """What ``stages`` write, and the sample texts of the report."""
+def results(folder: Path) -> dict[str, Any]:
+    """What the stages write, and the sample texts of the report."""
     params = load_params(folder / "params.yaml")
     # Nothing goes on from what another device has done.
     shutil.rmtree(".checkpoints", ignore_errors=True)
-    for stage in stages:
-        if pretend is not None:
-            pretend.forget()
+    for stage in STAGES:
         importlib.import_module(f"stages.{stage}").main(params)
-        if pretend is not None:  # work was given to it, and results came back
-            assert pretend.to_device, stage
-            assert pretend.from_device, stage
     found = {path.stem: json.loads(path.read_text()) for path in sorted(Path("results").glob("*.json"))}
     return {**found, "samples": report._samples(params)}
 
@@ -68,9 +100,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) -> None:
-    on_cpu = results(project, STAGES, None)
-    with pretend_device() as pretend, chosen(pretend):
-        found = results(project, STAGES, pretend)
+    on_cpu = results(project)
+    with pretend_device() as pretend, chosen(pretend) as devices:
+        found = results(project)
+        here = {pretend.device}
+    assert devices.pop("train_calm.train_calm") >= here  # which moves the autoencoder
+    assert devices == dict.fromkeys(devices, here)
+    assert len(devices) == sum(map(len, STAGES.values()))
     assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "samples"}
     # The same draws and, but for the kernel of attention, the same operators.
     assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=1e-3)
@@ -87,10 +123,10 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
 def test_all_stages_on_cuda(project: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    on_cpu = results(project, STAGES, None)
+    on_cpu = results(project)
     path = project / "params.yaml"
     path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
-    found = results(project, STAGES, None)
+    found = results(project)
     assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=0.05, abs=0.02)
     entropy = "cross_entropy_nats"
     assert found["brierlm"]["transformer"][entropy] == pytest.approx(on_cpu["brierlm"]["transformer"][entropy], 0.02)
