@@ -370,7 +370,7 @@ def _power(value: float) -> str:
 def _bytes(value: float) -> str:
     """In the largest decimal unit that leaves 1 or more."""
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
+        if value < 999.5:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.1f} TB"

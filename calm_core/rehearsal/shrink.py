@@ -42,7 +42,7 @@ def batches_of(params: Params) -> dict[str, dict[str, int]]:
 
 
 def shrink(params: Params, steps: int, documents: int, tokenizer: str, device: str) -> Shrunk:
-    """``params`` for ``steps`` steps on ``documents`` documents and ``device``, with the tokenizer in ``tokenizer``."""
+    """``params`` for ``steps`` steps on ``documents`` documents and on ``device``; ``tokenizer`` is the path of one."""
     values: dict[str, Any] = params.model_dump()
     transformer_steps = max(steps, CORRELATED_CHECKPOINTS)
     batches = batches_of(params)

@@ -46,6 +46,8 @@ def model_of(params: Params) -> ModelPlan:
         training_hours=4e20 / (989e12 * 0.4) / 3600,
         memory_ddp=MEMORY,
         memory_sharded=MEMORY,
+        micro_batch=1,
+        micro_batch_bytes=MEMORY.total_bytes,
     )
 
 
