@@ -34,8 +34,6 @@ WORKSPACE = Path(".checkpoints/rehearsal")
 
 CODE = ("calm_core", "stages")
 
-DEVICE = "cpu"
-
 
 class Rehearsed(BaseModel):
     """What a stage took; the figures of steps are those of trainings."""
@@ -162,7 +160,7 @@ def _prepare(params: Params, steps: int, folder: Path) -> Shrunk:
         note = (
             f"tokenizer: a stand-in of {size:,} entries, trained on that text and filled up with unused ones{missing}"
         )
-    shrunk = shrink(params, steps, len(texts), tokenizer, DEVICE)
+    shrunk = shrink(params, steps, len(texts), tokenizer)
     text = yaml.safe_dump(shrunk.params.model_dump(), sort_keys=False)
     (folder / "params.yaml").write_text(text, encoding="utf-8")
     return shrunk._replace(notes=[*shrunk.notes, *([note] if note else [])])

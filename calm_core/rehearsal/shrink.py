@@ -41,12 +41,15 @@ def batches_of(params: Params) -> dict[str, dict[str, int]]:
     return {"autoencoder": {"batch_patches": patches}, **sequences}
 
 
-def shrink(params: Params, steps: int, documents: int, tokenizer: str, device: str) -> Shrunk:
-    """``params`` for ``steps`` steps on ``documents`` documents and on ``device``; ``tokenizer`` is the path of one."""
+def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk:
+    """``params`` for ``steps`` steps on ``documents`` documents; ``tokenizer`` is the path of one."""
     values: dict[str, Any] = params.model_dump()
     transformer_steps = max(steps, CORRELATED_CHECKPOINTS)
     batches = batches_of(params)
-    values["runtime"] |= {"launcher": "none", "processes": 1, "gradient_accumulation": 1, "device": device}
+    values["runtime"] |= {"launcher": "none", "processes": 1, "gradient_accumulation": 1}
+    if params.runtime.device != "cpu":
+        # The shape is rehearsed on the CPU of a machine without the GPU that the run asks for.
+        values["runtime"]["device"] = "auto"
     if params.runtime.precision != "float32":
         # A preset for GPUs asks for bf16, which some processors only emulate, at a fiftieth of the speed.
         values["runtime"]["precision"] = "auto"

@@ -76,7 +76,7 @@ def shapes(params: Params) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", PRESETS)
 def test_shrinking_keeps_every_shape(name: str) -> None:
     full = load_preset(name)
-    small = shrink(full, 2, 100, "tokenizer.json", "cpu").params
+    small = shrink(full, 2, 100, "tokenizer.json").params
     assert shapes(small) == shapes(full)
     assert (small.autoencoder.steps, small.calm.steps, small.transformer.steps) == (2, 2, 3)
     assert (small.runtime.launcher, small.runtime.processes, small.runtime.gradient_accumulation) == ("none", 1, 1)
