@@ -33,8 +33,10 @@ def main(params: Params) -> None:
     for folder in (CALM, TRANSFORMER):
         require_tokenizer_of(folder, TOKENS)
     tokens = TokenStream(TOKENS, "validation")
-    calm, autoencoder = (model.to(device) for model in load_calm(CALM))
-    transformer = load_model(Transformer, TRANSFORMER).to(device)
+    calm, autoencoder = load_calm(CALM)
+    transformer = load_model(Transformer, TRANSFORMER)
+    for model in (calm, autoencoder, transformer):
+        model.to(device)
     batch, limit = settings.batch_sequences, settings.tokens
     calm_blocks = EvaluationBlocks(tokens, params.calm.context_tokens, batch, limit, params.seed)
     transformer_blocks = EvaluationBlocks(tokens, params.transformer.context_tokens, batch, limit, params.seed)

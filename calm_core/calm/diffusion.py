@@ -45,9 +45,9 @@ class Schedule:
     def on(self, device: torch.device) -> "Tables":
         """The tables, on ``device``: copied there once, and not at each step of each sample."""
         if device not in self._copies:
-            single = (table.to(device) for table in (self.signal, self.noise))
             pairs = (self.inverse, self.posterior_mean, self.log_variances)
-            self._copies[device] = Tables(*single, *((one.to(device), other.to(device)) for one, other in pairs))
+            moved = ((one.to(device), other.to(device)) for one, other in pairs)
+            self._copies[device] = Tables(self.signal.to(device), self.noise.to(device), *moved)
         return self._copies[device]
 
     @cached_property
