@@ -34,8 +34,9 @@ def main(params: Params) -> None:
         require_tokenizer_of(folder, TOKENS)
     tokens = TokenStream(TOKENS, "validation")
     calm, autoencoder = load_calm(CALM)
-    calm.to(device), autoencoder.to(device)
-    transformer = load_model(Transformer, TRANSFORMER).to(device)
+    transformer = load_model(Transformer, TRANSFORMER)
+    for model in (calm, autoencoder, transformer):
+        model.to(device)
     batch, limit = settings.batch_sequences, settings.tokens
     calm_blocks = EvaluationBlocks(tokens, params.calm.context_tokens, batch, limit, params.seed)
     transformer_blocks = EvaluationBlocks(tokens, params.transformer.context_tokens, batch, limit, params.seed)

@@ -45,17 +45,9 @@ class Schedule:
     def on(self, device: torch.device) -> "Tables":
         """The tables, on ``device``: copied there once, and not at each step of each sample."""
         if device not in self._copies:
-
-            def pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-                return first.to(device), second.to(device)
-
-            self._copies[device] = Tables(
-                self.signal.to(device),
-                self.noise.to(device),
-                pair(*self.inverse),
-                pair(*self.posterior_mean),
-                pair(*self.log_variances),
-            )
+            pairs = (self.inverse, self.posterior_mean, self.log_variances)
+            moved = ((one.to(device), other.to(device)) for one, other in pairs)
+            self._copies[device] = Tables(self.signal.to(device), self.noise.to(device), *moved)
         return self._copies[device]
 
     @cached_property
