@@ -65,10 +65,10 @@ def _groups(process: Path) -> Iterator[Path]:
 
 def _upwards(root: str, mount_point: str, path: str) -> Iterator[Path]:
     """From the group at ``path`` up to ``root``, which is what the hierarchy shows at ``mount_point``."""
-    inside = PurePosixPath()
+    own, inside = PurePosixPath(path), PurePosixPath()
     # A path outside of what is shown, as namespaces can make it, leaves the limits of the root.
-    if PurePosixPath(path).is_relative_to(root) and ".." not in path:
-        inside = PurePosixPath(path).relative_to(root)
+    if own.is_relative_to(root) and ".." not in own.parts:
+        inside = own.relative_to(root)
     for group in (inside, *inside.parents):
         yield Path(mount_point) / group
 

@@ -24,7 +24,8 @@ def arm(implementer: int, *parts: int, variant: int = 1) -> str:
 
 
 NEOVERSE_N1, NEOVERSE_V1, NEOVERSE_V2 = arm(0x41, 0xD0C), arm(0x41, 0xD40), arm(0x41, 0xD4F)
-CORTEX_X1_A78_A55 = arm(0x41, 0xD44, 0xD41, 0xD05)
+CORTEX_X1_A78_A55, CORTEX_A78_A55 = arm(0x41, 0xD44, 0xD41, 0xD05), arm(0x41, 0xD41, 0xD05)
+CORTEX_A55 = arm(0x41, 0xD05, 0xD05)
 APPLE, STEPPING = arm(0x61, 0, variant=0), arm(0x61, 0, variant=1)
 
 
@@ -45,7 +46,16 @@ def test_x86(named: Path) -> None:
 
 def test_arm(named: Path) -> None:
     names = []
-    for cores in (NEOVERSE_N1, NEOVERSE_V1, NEOVERSE_V2, CORTEX_X1_A78_A55, APPLE, STEPPING):
+    for cores in (
+        NEOVERSE_N1,
+        NEOVERSE_V1,
+        NEOVERSE_V2,
+        CORTEX_X1_A78_A55,
+        CORTEX_A78_A55,
+        CORTEX_A55,
+        APPLE,
+        STEPPING,
+    ):
         named.write_text(cores)
         names.append(processor())
     assert len(set(names)) == len(names)
