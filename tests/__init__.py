@@ -10,6 +10,6 @@ ROOT = Path(__file__).parents[1]
 
 needs_linux = pytest.mark.skipif(
     platform.system() != "Linux",
-    reason="limits memory, mounts or pins as only Linux does (RLIMIT_AS, RLIMIT_DATA, /proc, tmpfs, taskset)",
+    reason="needs what Linux alone has: limits of memory, a disk of any size, names of any bytes, taskset, namespaces",
 )
 """A test of what the other systems have no means to try."""

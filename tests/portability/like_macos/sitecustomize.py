@@ -41,7 +41,15 @@ MISSING: dict[ModuleType, tuple[str, ...]] = {
 }  # fmt: skip
 
 # That of the C library: what glibc has beyond it.
-MISSING_FUNCTIONS = {"mallopt", "malloc_trim", "malloc_usable_size", "prctl", "sched_getaffinity", "gettid", "sched_getcpu"}
+MISSING_FUNCTIONS = {
+    "mallopt",
+    "malloc_trim",
+    "malloc_usable_size",
+    "prctl",
+    "sched_getaffinity",
+    "gettid",
+    "sched_getcpu",
+}
 
 MISSING_FOLDERS = ("/proc", "/sys", "/dev/shm")
 
