@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Result, median_ratio
+from calm_core.runtime.processors import available_processors
 from calm_core.runtime.waiting import VARIABLES
 
 TRAININGS = ("autoencoder", "calm", "transformer")
@@ -33,7 +34,7 @@ def busy_machine() -> list[Result]:
         pairs = []
         for _ in range(ROUNDS):
             alone = _rate(training)
-            with _busy_processes(len(os.sched_getaffinity(0))):
+            with _busy_processes(available_processors()):
                 pairs.append((alone, _rate(training)))
         rows.append(_row(f"{training}: training, a busy process a core", "itself alone", pairs, 0.45))
     return rows

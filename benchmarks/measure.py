@@ -6,6 +6,7 @@ process of its own, where nothing else runs.
 
 import multiprocessing
 import os
+import platform
 import re
 import resource
 import statistics
@@ -105,7 +106,8 @@ def _worked(sender: Any, work: Callable[..., object], arguments: tuple[Any, ...]
     """Tell this process's memory before and after ``work``."""
 
     def memory() -> int:
-        return _own_bytes(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if platform.system() == "Darwin" else 1024  # macOS counts bytes here, Linux KiB
+        return _own_bytes(os.getpid()) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     sender.send(memory())
     work(*arguments)

@@ -41,7 +41,8 @@ def _stop_at_end_of_input(command: "subprocess.Popen[bytes]") -> None:
 
 
 def _signal(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    # macOS refuses to signal a group of which only ended processes are left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 

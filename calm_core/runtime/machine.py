@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from calm_core.runtime.precision import Precision, has_bfloat16, uses_bfloat16
+from calm_core.runtime.sysctl import sysctl
 
+CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "datasets", "tokenizers", "polars", "safetensors", "pydantic", "dvc", "dvclive", "botocore")
 
 
@@ -18,7 +20,7 @@ def describe_machine() -> dict[str, str]:
 
     GPU, CUDA and cuDNN are named where there is a GPU.
     """
-    bfloat16 = "in hardware" if has_bfloat16(torch.device("cpu")) else "emulated, so float32 by default"
+    bfloat16 = "in hardware" if has_bfloat16(torch.device("cpu")) else "float32 by default"
     return {
         "processor": processor(),
         "threads": str(torch.get_num_threads()),
@@ -44,14 +46,34 @@ def numerics(precision: Precision, device: torch.device) -> dict[str, str | int 
 
 def processor() -> str:
     """The processor's name and the instructions that torch uses of it; numbers differ between two of these."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = sysctl("machdep.cpu.brand_string") or _name_in(CPUINFO) or platform.processor() or platform.machine()
     # Torch picks its kernels by this; other kernels add in another order and round differently.
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{names[0] if names else platform.processor() or platform.machine()} ({capability})"
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _name_in(cpuinfo: Path) -> str:
+    """The processor's name; on arm, where Linux knows none, the numbers that stand for its maker and each kind of core.
+
+    Empty if the file tells neither.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    fields = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)]
+    names = [value for key, value in fields if key == "model name"]
+    if names:
+        return names[0]
+    # A block of lines a core, its maker first; sorted, since a core that sleeps when the machine starts comes late.
+    cores, maker, variant = set(), "", ""
+    for key, value in fields:
+        if key == "CPU implementer":
+            maker = value
+        elif key == "CPU variant":
+            variant = value
+        elif key == "CPU part":
+            cores.add(f"implementer {maker} part {value} variant {variant}")
+    return f"Arm {', '.join(sorted(cores))}" if cores else ""
 
 
 def _accelerator() -> dict[str, str]:

@@ -7,11 +7,13 @@ AMX, any recent GPU), and several times slower where they are emulated; "auto" d
 import contextlib
 import ctypes
 import os
+import re
 from typing import Literal
 
 import torch
 
 from calm_core.runtime.launcher import processes_here
+from calm_core.runtime.processors import available_processors
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
@@ -21,22 +23,31 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def set_threads(threads: Literal["auto"] | int) -> int:
-    """Let torch use ``threads`` CPU threads, or as many as this process may run on; returns the number.
+    """Let torch use ``threads`` CPU threads; returns the number.
 
-    Processes that torchrun started on one machine share its cores.
+    "auto" heeds OMP_NUM_THREADS. Without it, it is the number of processors that this process may use (affinity, CPU
+    quota); processes that torchrun started on one machine share them.
 
     Also lets the process keep the memory that it frees, see ``keep_freed_memory``.
     """
     keep_freed_memory()
-    # The cores that this process may use: fewer than the machine has in a container or under taskset.
-    cores = len(os.sched_getaffinity(0)) // processes_here()
-    count = max(1, cores) if threads == "auto" else threads
+    count = _automatic_threads() if threads == "auto" else threads
     torch.set_num_threads(count)
     return count
 
 
+def _automatic_threads() -> int:
+    # A list is a number for each level of nested loops. What OpenMP would not take for a number is as if it were unset.
+    # torchrun sets 1 if it starts several processes and the user has set none. That is heeded like any other: the
+    # warning that torchrun prints is then true.
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if re.fullmatch(r"[1-9]\d{0,4}", wanted, re.ASCII):
+        return int(wanted)
+    return max(1, available_processors() // processes_here())
+
+
 def keep_freed_memory() -> None:
-    """Have the allocator reuse large blocks instead of returning them to the system at once; glibc only.
+    """Have the allocator reuse large blocks instead of returning them to the system at once; glibc alone, else nothing.
 
     A training step allocates the same tensors again and again. By default glibc maps each large one anew, and
     the page faults cost a small model's step a quarter of its time (docs/performance.md).
@@ -53,12 +64,15 @@ def keep_freed_memory() -> None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bf16 matrices in hardware."""
+    """Whether ``device`` is known to multiply bf16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         # Apple's GPUs accept bf16 from macOS 14 on; none says whether it multiplies it faster than float32.
         return False
+    # x86 alone. Many arm processors have such instructions, but whether torch's kernels use them depends on its build
+    # and on how the operands lie in memory, and there was none to measure a training step on: what is not known to be
+    # faster is not automatic. `precision: bfloat16` still asks for it.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

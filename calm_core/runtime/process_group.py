@@ -7,6 +7,7 @@ Notable:
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from calm_core.runtime.device import DeviceName, choose_device
-from calm_core.runtime.launcher import is_one_of_many
+from calm_core.runtime.launcher import is_one_of_many, processes_here
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ def joined(device_name: DeviceName) -> Iterator[ProcessGroup]:
         return
     # NCCL handles GPU tensors only; gloo stays beside it for tensors on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    _talk_within_this_machine()
     # After a restart torchrun's store still holds the addresses of the previous attempt; the prefix hides them.
     store, rank, count = next(rendezvous("env://"))
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -105,3 +107,16 @@ def joined(device_name: DeviceName) -> Iterator[ProcessGroup]:
         yield group
     finally:
         dist.destroy_process_group()
+
+
+def _talk_within_this_machine() -> None:
+    """Have gloo listen on the loopback alone if all processes are on this machine, unless the user has said where.
+
+    It would take the address that the machine's name has. A Mac's or a laptop's often has none, or that of a network
+    which it is not in at the moment; and there is no need to be open to a network.
+    """
+    if processes_here() < int(os.environ["WORLD_SIZE"]):
+        return
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):  # as Linux and macOS call it
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

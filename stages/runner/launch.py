@@ -40,7 +40,7 @@ def launch(name: str, processes: int) -> None:
         max_nodes=1,
         nproc_per_node=processes,
         run_id=f"{name}-{os.getpid()}",
-        # A free port on the loopback, so that stages side by side do not meet and nothing is open to the network.
+        # A free port, so that stages side by side do not meet, and an address that needs no name of this machine.
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",

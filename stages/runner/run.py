@@ -51,7 +51,7 @@ Measured = dict[str, float]
 """Figures of speed that a stage returns, by name, units in the names."""
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP}
+_UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # the last two are one number on Linux, two on macOS
 
 
 def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:

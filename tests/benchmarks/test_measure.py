@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.measure import Result, alternately, median_ratio, peak_memory
+from tests import needs_linux
 
 MEBIBYTE = 1 << 20
 
@@ -24,6 +25,7 @@ def test_a_goal_is_met(comparison: str, goal: float, met: bool) -> None:
     assert Result("a", "b", 2.0, "times", comparison, goal, {}).met is met  # type: ignore[arg-type]
 
 
+@needs_linux
 def test_memory_is_that_of_the_process_alone() -> None:
     bytearray(b"\1") * (256 * MEBIBYTE)  # a parent that was larger once
     assert peak_memory(_fill, 64 * MEBIBYTE).added == pytest.approx(64 * MEBIBYTE, rel=0.1)

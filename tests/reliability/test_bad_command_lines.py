@@ -22,7 +22,7 @@ from calm_core.nn.backbone import BackboneConfig
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.tokens.tokenizer import train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
-from tests import ROOT
+from tests import ROOT, needs_linux
 from tests.reliability.support.bad_input import TEXTS, assert_one_line, bounded, tries
 
 TEXT = "the quick brown fox, jumps; über the łazy dog. "
@@ -200,6 +200,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@needs_linux
 def test_a_folder_of_results_may_have_any_name(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_what_would_harm_is_refused(
     assert content(tmp_path) == before
 
 
+@needs_linux
 def test_a_lack_of_memory_is_told(workspace: Path, tmp_path: Path) -> None:
     """In a process of its own, limited from the first use of the model on: libraries short of memory may abort."""
     folder = shutil.copytree(workspace, tmp_path / "work")

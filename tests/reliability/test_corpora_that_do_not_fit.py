@@ -33,7 +33,10 @@ from calm_core.params import Params
 from calm_core.presets import load_preset
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.shards import TokenStream, TokenWriter
+from tests import needs_linux
 from tests.reliability.support.faults import limit_data
+
+pytestmark = needs_linux
 
 TEXT, TOKENS = 40 << 20, 120 << 20
 """Characters to tokenise and bytes of token ids to encode."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests import needs_linux
 from tests.reliability.support.faults import (
     fill_disk,
     limit_files,
@@ -82,6 +83,7 @@ def small_disk(finished: Path, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", disk], check=True)
 
 
+@needs_linux
 @pytest.mark.parametrize("stage", sampled(STAGES, "encode_corpus"))
 def test_a_full_disk(finished: Path, small_disk: Path, stage: str) -> None:
     free_bytes = 0 if stage in OF_ONE_PAGE else 1 << 14
@@ -91,6 +93,7 @@ def test_a_full_disk(finished: Path, small_disk: Path, stage: str) -> None:
     assert_goes_on(small_disk, finished, stage)
 
 
+@needs_linux
 @pytest.mark.parametrize("stage", sampled(STAGES, "train_transformer"))
 def test_a_read_only_disk(finished: Path, small_disk: Path, stage: str) -> None:
     ended = run_stage_process(small_disk, stage, partial(remount, small_disk.parent, "ro"))
@@ -99,6 +102,7 @@ def test_a_read_only_disk(finished: Path, small_disk: Path, stage: str) -> None:
     assert_goes_on(small_disk, finished, stage)
 
 
+@needs_linux
 @pytest.mark.parametrize("stage", sampled(TRAININGS, "train_transformer"))
 def test_a_disk_that_fills_up_in_the_middle_of_a_training(finished: Path, small_disk: Path, stage: str) -> None:
     """Room for one checkpoint, not for a second."""
@@ -202,6 +206,7 @@ def test_a_bad_loss(finished: Path, project: Path, stage: str, factor: float, wh
     assert "goes on after step 4 of" in assert_goes_on(project, finished, stage)
 
 
+@needs_linux
 @pytest.mark.parametrize("stage", sampled(TRAININGS, "train_transformer"))
 def test_out_of_memory(finished: Path, project: Path, stage: str) -> None:
     told = complaint(run_stage_process(project, stage, save_every_step, partial(out_of_memory_at_step, 5)), stage)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from calm_core.runtime.process_group import ProcessGroup
 from calm_core.training.batches import batch_indices
+from tests import needs_linux
 from tests.reliability.support.faults import (
     kill_at_shard,
     kill_at_step,
@@ -347,6 +348,7 @@ def test_torchrun_restarts_what_was_killed(finished: Path, project: Path, launch
     assert_same_run(project, finished, "train_transformer")
 
 
+@needs_linux
 @pytest.mark.slow
 def test_a_mistake_that_one_process_alone_sees_is_told(project: Path, launched: Any) -> None:
     set_params(project, runtime={"launcher": "torchrun", "processes": 2})

@@ -1,6 +1,7 @@
 """What the tests of bad input share: how many examples they try, and what a user may get to see."""
 
 import os
+import platform
 import re
 import resource
 import signal
@@ -47,20 +48,22 @@ def complaint(act: Callable[[], Any]) -> str | None:
 
 @contextmanager
 def bounded(memory: int = 1 << 30, seconds: float = 20) -> Iterator[None]:
-    """What the block does fails if it takes ``memory`` bytes beside those in use, or that many ``seconds``."""
+    """What the block does fails if it takes so many ``seconds``, or on Linux ``memory`` bytes beside those in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
 
     def hangs(number: int, frame: Any) -> NoReturn:
         pytest.fail(f"still at work after {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, hangs)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, hard))
+    if platform.system() == "Linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        if platform.system() == "Linux":
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

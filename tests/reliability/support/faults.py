@@ -119,14 +119,14 @@ def limit_files(size: int) -> None:
 
 
 def limit_memory(extra: int) -> None:
-    """No more than ``extra`` bytes of memory beside what the process has already."""
+    """No more than ``extra`` bytes of memory beside what the process has already; Linux alone."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     size = pages * resource.getpagesize() + extra
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def limit_data(extra: int) -> None:
-    """No more than ``extra`` bytes of data beside what the process has already: memory that only swapping frees.
+    """No more than ``extra`` bytes of data beside what the process has already: memory that only swapping frees. Linux.
 
     Files that are mapped for reading do not count, since the system drops their pages whenever it wants them, nor do
     addresses that an allocator reserves without using them; both count towards the limit of ``limit_memory``. What is
