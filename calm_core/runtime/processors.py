@@ -54,13 +54,13 @@ def _groups(process: Path) -> Iterator[Path]:
         if len(mounted) < 6 or len(kind) < 3:
             continue
         if kind[0] == "cgroup2":
-            path = paths.get("")
+            hierarchy = ""
         elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
-            path = paths.get("cpu")
+            hierarchy = "cpu"
         else:
             continue
-        if path is not None:
-            yield from _upwards(*map(_unescaped, mounted[3:5]), path)
+        if hierarchy in paths:
+            yield from _upwards(_unescaped(mounted[3]), _unescaped(mounted[4]), paths[hierarchy])
 
 
 def _upwards(root: str, mount_point: str, path: str) -> Iterator[Path]:
