@@ -53,10 +53,14 @@ def _groups(process: Path) -> Iterator[Path]:
         mounted, kind = (part.split() for part in line.partition(" - ")[::2])
         if len(mounted) < 6 or len(kind) < 3:
             continue
-        version_1 = kind[0] == "cgroup" and "cpu" in kind[2].split(",")
-        controller = "" if kind[0] == "cgroup2" else "cpu" if version_1 else None
-        if controller is not None and controller in paths:
-            yield from _upwards(_unescaped(mounted[3]), _unescaped(mounted[4]), paths[controller])
+        if kind[0] == "cgroup2":
+            hierarchy = ""
+        elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
+            hierarchy = "cpu"
+        else:
+            continue
+        if hierarchy in paths:
+            yield from _upwards(_unescaped(mounted[3]), _unescaped(mounted[4]), paths[hierarchy])
 
 
 def _upwards(root: str, mount_point: str, path: str) -> Iterator[Path]:
