@@ -6,6 +6,17 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Which build of torch: `cpu`, or a CUDA version as https://download.pytorch.org/whl has them, such as `cu130`. The
+# environment keeps the one that it was made with. For Linux PyPI has one for CUDA alone, of several GB; a Mac needs no other.
+INSTALLED_TORCH := $(shell cat $(VENV)/installed 2>/dev/null)
+TORCH ?= $(or $(INSTALLED_TORCH),$(if $(filter Darwin,$(shell uname -s)),pypi,cpu))
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
+TORCH_INDEX := https://download.pytorch.org/whl
+# Install that build with the Python $(1), from a file if pip's `find-links` has it: a machine without a network may.
+install_torch = $(if $(filter pypi,$(2)),true,$(1) -m pip install --quiet --no-deps --no-index 'torch==$(TORCH_VERSION)+$(2)' 2>/dev/null \
+	|| $(1) -m pip install --quiet --no-deps --index-url $(TORCH_INDEX)/$(2) 'torch==$(TORCH_VERSION)+$(2)' \
+	|| { echo 'no torch $(TORCH_VERSION)+$(2) at $(TORCH_INDEX)/$(2); TORCH=pypi takes the one of PyPI, for Linux a CUDA build' >&2; exit 1; })
+
 .PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
@@ -60,19 +71,25 @@ format: $(VENV)/installed
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-$(VENV)/installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
+$(VENV)/installed: requirements.lock pyproject.toml $(if $(filter-out $(INSTALLED_TORCH),$(TORCH)),another-torch)
+	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 15) or sys.exit(f"Python 3.11 to 3.14 is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(call install_torch,$(VENV)/bin/python,$(TORCH))
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	echo $(TORCH) > $@
 
-# Resolve pyproject.toml anew in an empty environment. Builds of torch differ by machine, so its local label (+cpu) goes.
+another-torch:
+
+# Resolve pyproject.toml anew in an empty environment, but for two versions: torch stays the one in requirements.lock, where
+# its line can be changed first, and botocore the one that params.yaml names, since its text is the corpus. Builds of torch
+# differ by machine, so its local label (+cpu) goes. The order is the same whatever pip's version.
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
-	.lock/bin/python -m pip install --quiet 'setuptools>=77' torch==2.13.0
-	.lock/bin/python -m pip install --quiet '.[s3,dev]'
-	.lock/bin/python -m pip freeze --all --exclude calm-reproduction --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	.lock/bin/python -m pip install --quiet 'setuptools>=77'
+	$(call install_torch,.lock/bin/python,$(if $(filter Darwin,$(shell uname -s)),pypi,cpu))
+	.lock/bin/python -m pip install --quiet '.[s3,dev]' 'torch==$(TORCH_VERSION)' "botocore==$$(sed -n 's/^ *botocore_version: *\([0-9.]*\).*/\1/p' params.yaml)"
+	.lock/bin/python -m pip freeze --all --exclude calm-reproduction --exclude pip | sed 's/+cpu$$//' | LC_ALL=C sort -f > requirements.lock
 	rm -rf .lock
 
 clean:

@@ -13,6 +13,7 @@ from calm_core.training.loop import train, update_weights
 from calm_core.training.run import Run
 from tests.calm_core.training.tiny_objective import TinyObjective
 from tests.calm_core.training.tiny_regression import TinyRegression
+from tests.calm_core.training.tiny_trainings import keep_float32_in_muon
 
 Weights = dict[str, Tensor]
 
@@ -107,8 +108,7 @@ def test_each_weight_moves_by_its_rate_times_the_schedule(
 def test_a_training_is_the_one_written_out(
     schedule: str, optimiser: str, params: Params, runtime: RuntimeParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # torch's own Muon without the rounding to bfloat16 on its way.
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
+    keep_float32_in_muon(monkeypatch)
     changes = {"schedule": schedule, "optimiser": optimiser, "weight_decay": 0.2, "gradient_clip": 20.0}
     record, objective = Record(), TinyRegression()
     trained = train(objective, section_of(params, **changes), runtime, record.run)

@@ -22,6 +22,7 @@ from tests.calm_core.training.tiny_trainings import (
     BUILDS,
     autoencoder_section,
     calm_section,
+    keep_float32_in_muon,
     seeded,
     transformer_section,
 )
@@ -55,8 +56,7 @@ def test_muon_steps_have_the_same_size_for_any_gradient() -> None:
 
 @pytest.fixture()
 def float32_muon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own Muon without the rounding to bfloat16 on its way."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
+    keep_float32_in_muon(monkeypatch)
 
 
 def gradients(like: list[nn.Parameter], steps: int) -> Iterator[list[Tensor]]:

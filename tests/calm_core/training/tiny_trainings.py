@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
@@ -30,6 +31,19 @@ BACKBONE: dict[str, Any] = {
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def keep_float32_in_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch's own Muon do without the rounding to bfloat16 on its way."""
+    original = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        rounds = options.get("dtype") is torch.bfloat16
+        return tensor.clone() if rounds else original(tensor, *arguments, **options)
+
+    # The one is how torch 2.13 rounds there, the other how 2.15 does.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
+    monkeypatch.setattr(torch.Tensor, "to", to)
 
 
 def stream_of(folder: Path, token_ids: torch.Tensor, vocabulary: int = VOCABULARY) -> TokenStream:
