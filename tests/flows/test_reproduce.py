@@ -38,8 +38,13 @@ def post(server: str, path: str, **body: Any) -> Any:
 
 
 def task_states(server: str, flow_run: str) -> dict[str, str]:
-    runs = post(server, "task_runs/filter", task_runs={"flow_run_id": {"any_": [flow_run]}})
-    return {run["name"]: run["state_name"] for run in runs}
+    """The states that the tasks of a flow ended in; the server may learn of them after the flow has ended."""
+
+    def ended() -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = post(server, "task_runs/filter", task_runs={"flow_run_id": {"any_": [flow_run]}})
+        return [] if {run["state_type"] for run in runs} & {"PENDING", "RUNNING"} else runs
+
+    return {run["name"]: run["state_name"] for run in until(ended)}
 
 
 def artifacts(server: str, flow_run: str) -> dict[str, Any]:
