@@ -65,3 +65,12 @@ def test_every_patch_has_noise_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert abs(found.token_accuracy_noisy - exact) < 4 * math.sqrt(exact * (1 - exact) / count)
     other = reconstruction(code_autoencoder(SIGNS, 2, 0.3), TokenStream(tmp_path, "validation"), seed=3)
     assert other.token_accuracy_noisy != found.token_accuracy_noisy
+
+
+def test_a_long_split_is_looked_at_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = code_autoencoder(SIGNS, 4, 1.0, -20.0)
+    first = reconstruction(model, random_stream(tmp_path, 10), seed=0)
+    assert first.tokens == 8
+    monkeypatch.setattr(training, "MEASURED_TOKENS", 7)
+    limited = reconstruction(model, TokenStream(tmp_path, "validation"), seed=0)
+    assert limited.tokens == 4
