@@ -133,8 +133,12 @@ class Autoencoder(nn.Module):
         patch_size = self.config.patch_size
         logits = patch_size * self.config.vocabulary_size
         patches = rows_at_once(logits, latents.device, BLOCK_LOGITS, -(-LEAST_ROWS // patch_size))
-        blocks = latents.reshape(-1, latents.shape[-1]).split(patches)
-        token_ids = torch.cat([self.logits(block).argmax(dim=-1) for block in blocks])
+        flat = latents.reshape(-1, latents.shape[-1])
+        # Made before the logits: a result that is allocated after them and stays would keep the allocator from using
+        # their memory again, and each block would take more.
+        token_ids = torch.empty(len(flat), patch_size, dtype=torch.int64, device=latents.device)
+        for first in range(0, len(flat), patches):
+            token_ids[first : first + patches] = self.logits(flat[first : first + patches]).argmax(dim=-1)
         return token_ids.view(*latents.shape[:-1], patch_size)
 
 
