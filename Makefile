@@ -7,15 +7,17 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Which build of torch: `cpu`, or a CUDA version as https://download.pytorch.org/whl has them, such as `cu130`. The
-# environment keeps the one that it was made with. For Linux PyPI has one for CUDA alone, of several GB; a Mac needs no other.
+# environment keeps what it was made with until told otherwise. For Linux, PyPI has a CUDA build alone, of several GB; for a
+# Mac it has the only one, `pypi`.
 INSTALLED_TORCH := $(shell cat $(VENV)/installed 2>/dev/null)
 TORCH ?= $(or $(INSTALLED_TORCH),$(if $(filter Darwin,$(shell uname -s)),pypi,cpu))
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
-TORCH_INDEX := https://download.pytorch.org/whl
-# Install that build with the Python $(1), from a file if pip's `find-links` has it: a machine without a network may.
-install_torch = $(if $(filter pypi,$(2)),true,$(1) -m pip install --quiet --no-deps --no-index 'torch==$(TORCH_VERSION)+$(2)' 2>/dev/null \
-	|| $(1) -m pip install --quiet --no-deps --index-url $(TORCH_INDEX)/$(2) 'torch==$(TORCH_VERSION)+$(2)' \
-	|| { echo 'no torch $(TORCH_VERSION)+$(2) at $(TORCH_INDEX)/$(2); TORCH=pypi takes the one of PyPI, for Linux a CUDA build' >&2; exit 1; })
+# Install the build $(2) with the Python $(1). A file that pip's `find-links` has comes first: there may be no network. Three
+# equality signs, since two let one build pass for another.
+install_torch = $(if $(filter pypi,$(2)),$(1) -m pip install --quiet --no-deps torch===$(TORCH_VERSION),\
+	$(1) -m pip install --quiet --no-deps --no-index torch===$(TORCH_VERSION)+$(2) 2>/dev/null \
+	|| $(1) -m pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/$(2) torch===$(TORCH_VERSION)+$(2) \
+	|| { echo "no torch $(TORCH_VERSION)+$(2) to be had; make TORCH=pypi takes PyPI's, for Linux a CUDA build" >&2; exit 1; })
 
 .PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
 
