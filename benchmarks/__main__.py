@@ -30,6 +30,7 @@ BENCHMARKS = {
     "encoding": "encoding",
     "reading_batches": "reading",
     "stage_memory": "memory",
+    "busy_machine": "busy_machine",
     "starting": "starting",
 }
 """Each a function of its name, and the module of ours that has it."""

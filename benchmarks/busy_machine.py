@@ -20,7 +20,7 @@ from calm_core.runtime.processors import available_processors
 from calm_core.runtime.waiting import VARIABLES
 
 TRAININGS = ("autoencoder", "calm", "transformer")
-ROUNDS, SECONDS, WARM_UP = 5, 4.0, 2
+ROUNDS, SECONDS, WARM_UP = 3, 4.0, 2
 VOCABULARY, TOKENS = 4096, 200_000
 
 
