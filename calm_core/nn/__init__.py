@@ -1,4 +1,4 @@
-"""What more than one model is made of: layers, the causal backbone, cross entropy, limits of shapes.
+"""What more than one model is made of: layers, the causal backbone, cross entropy, draws, limits of shapes.
 
 May import: torch alone. Begin with: backbone.py.
 """

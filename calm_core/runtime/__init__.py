@@ -1,4 +1,4 @@
-"""The machine and this process on it: device, threads and bf16, progress, signals, random generators, other processes.
+"""The machine and this process on it: device, threads, bf16, progress, signals, random numbers, other processes.
 
 May import: errors. Begin with: randomness.py, since every draw of the project goes through it.
 """

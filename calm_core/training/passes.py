@@ -35,7 +35,7 @@ class PassesOfStep(NamedTuple):
 
 
 class Passes:
-    """The passes of ``objective`` for the steps from ``first`` to ``end``, asked for in their order, in a ``with``.
+    """The passes of ``objective`` for ``steps``, asked for in their order, in a ``with``.
 
     Raises:
         CalmError: the rows of a batch cannot be divided into equal micro-batches.
@@ -103,7 +103,7 @@ class Passes:
         parameters = [parameter for parameter in self._objective.model.parameters() if parameter.requires_grad]
 
         def one(rows: range) -> tuple[Loss, tuple[Tensor | None, ...]]:
-            # Both are settings of a thread.
+            # Autocast is a setting of a thread.
             with autocast(self._runtime.precision, self._processes.device):
                 result: Loss = self._parallel.forward(partial(self._objective.loss, self._batch((step, rows))))
             # Not .backward(): threads would add to the same tensors in the order in which they come.
