@@ -32,7 +32,7 @@ ui: $(VENV)/installed
 test: check
 	$(RUN) pytest $(TWO_AT_A_TIME) -m "not slow"
 
-# The rest as well: more moments, faults, processes and ways through the pipeline; some seven minutes more.
+# The rest as well: more moments, faults, processes and ways through the pipeline; some twelve minutes more.
 test-all: test
 	$(RUN) pytest $(TWO_AT_A_TIME) -m slow
 

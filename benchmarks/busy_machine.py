@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.measure import Result, median_ratio
 from calm_core.runtime.processors import available_processors
-from calm_core.runtime.waiting import VARIABLES
+from calm_core.runtime.waiting import VARIABLES, wait_asleep
 
 TRAININGS = ("autoencoder", "calm", "transformer")
 ROUNDS, SECONDS, WARM_UP = 3, 4.0, 2
@@ -72,9 +72,9 @@ def _busy_processes(count: int) -> Iterator[None]:
 def main(training: str, in_turn: bool) -> float:
     """Tokens a second over ``SECONDS``, after some steps that warm up."""
     # As the stages do, before torch is imported.
-    from calm_core.runtime.waiting import wait_asleep
-
     wait_asleep()
+    import torch
+
     from calm_core.params import load_params
     from calm_core.runtime import threads
     from calm_core.runtime.precision import set_threads, uses_bfloat16
@@ -94,8 +94,6 @@ def main(training: str, in_turn: bool) -> float:
         objective.model.train()
         parallel = ParallelModel(objective.model, ALONE, params.runtime)
         bfloat16 = uses_bfloat16(params.runtime.precision, ALONE.device)
-        import torch
-
         optimisers = build_optimisers(objective.model, section, torch.bfloat16 if bfloat16 else torch.float32)
         started, done = 0.0, 0
         with Passes(objective, parallel, params.runtime, ALONE, range(10**9)) as passes:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from calm_core.autoencoder.model import Autoencoder, Posterior
 from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.model import Calm
 from calm_core.calm.training import calm_config
@@ -63,3 +64,24 @@ def test_a_second_is_divided_by_the_tokens_of_the_batch(smoke: Params, monkeypat
         "calm_inference_tokens_per_second": of_calm,
         "transformer_inference_tokens_per_second": of_transformer,
     }
+
+
+def test_latents_are_encoded_before_anything_is_timed(smoke: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    encode, forward = Autoencoder.encode, Calm.forward
+
+    def encoded(self: Autoencoder, token_ids: Tensor) -> Posterior:
+        calls.append("encode")
+        return encode(self, token_ids)
+
+    def passed(self: Calm, inputs: Tensor, *others: Any) -> Tensor:
+        calls.append("forward")
+        return forward(self, inputs, *others)
+
+    monkeypatch.setattr(Autoencoder, "encode", encoded)
+    monkeypatch.setattr(Calm, "forward", passed)
+    monkeypatch.setattr(throughput, "ROUNDS", 1)
+    params = small(smoke, {})
+    rates(params.model_copy(update={"calm": params.calm.model_copy(update={"input": "latents"})}))
+    assert calls[0] == "encode"
+    assert set(calls[1:]) == {"forward"}
