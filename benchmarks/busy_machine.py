@@ -73,16 +73,15 @@ def main(training: str, in_turn: bool) -> float:
     """Tokens a second over ``SECONDS``, after some steps that warm up."""
     # As the stages do, before torch is imported.
     wait_asleep()
-    import torch
 
     from calm_core.params import load_params
     from calm_core.runtime import threads
-    from calm_core.runtime.precision import set_threads, uses_bfloat16
+    from calm_core.runtime.precision import products, set_threads
     from calm_core.runtime.process_group import ALONE
     from calm_core.training.loop import update_weights
     from calm_core.training.optimisers import build_optimisers
     from calm_core.training.parallel_model import ParallelModel
-    from calm_core.training.passes import Passes
+    from calm_core.training.passes import Passes, threads_of_batch
 
     if in_turn:
         threads.MOST_SIDE_BY_SIDE = 1
@@ -93,8 +92,12 @@ def main(training: str, in_turn: bool) -> float:
         objective = _objective(training, params, Path(folder))
         objective.model.train()
         parallel = ParallelModel(objective.model, ALONE, params.runtime)
-        bfloat16 = uses_bfloat16(params.runtime.precision, ALONE.device)
-        optimisers = build_optimisers(objective.model, section, torch.bfloat16 if bfloat16 else torch.float32)
+        optimisers = build_optimisers(
+            objective.model,
+            section,
+            products(params.runtime.precision, ALONE.device),
+            threads_of_batch(objective, ALONE, params.runtime),
+        )
         started, done = 0.0, 0
         with Passes(objective, parallel, params.runtime, ALONE, range(10**9)) as passes:
             for step in range(10**9):

@@ -76,6 +76,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def products(precision: Precision, device: torch.device) -> torch.dtype:
+    """What matrix products run in on ``device`` under ``precision``: bfloat16 or float32."""
+    return torch.bfloat16 if uses_bfloat16(precision, device) else torch.float32
+
+
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     """Whether matrix products run in bf16 on ``device`` under ``precision``."""
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))

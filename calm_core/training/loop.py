@@ -10,11 +10,10 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from calm_core.params import RuntimeParams, TrainingParams
-from calm_core.runtime.precision import set_float32_products, uses_bfloat16
+from calm_core.runtime.precision import products, set_float32_products
 from calm_core.runtime.progress import progress
 from calm_core.runtime.signals import deferred_signals
 from calm_core.training.checkpoints import Checkpoint, Points
@@ -23,7 +22,7 @@ from calm_core.training.divergence import Divergence
 from calm_core.training.objective import Model, Objective
 from calm_core.training.optimisers import build_optimisers, set_learning_rates
 from calm_core.training.parallel_model import ParallelModel
-from calm_core.training.passes import Passes
+from calm_core.training.passes import Passes, threads_of_batch
 from calm_core.training.run import Run
 from calm_core.training.sharding import full_tensor
 from calm_core.training.state import Optimisers, gather_state, restore_state
@@ -48,8 +47,8 @@ def train(
     set_float32_products(runtime.precision, processes.device)
     # Before the optimisers: FSDP replaces the parameters that they have to hold.
     parallel = ParallelModel(objective.model, processes, runtime)
-    bfloat16 = uses_bfloat16(runtime.precision, processes.device)
-    optimisers = build_optimisers(objective.model, training, torch.bfloat16 if bfloat16 else torch.float32)
+    threads = threads_of_batch(objective, processes, runtime)
+    optimisers = build_optimisers(objective.model, training, products(runtime.precision, processes.device), threads)
     # The first process alone has checkpoints, but saving one is a collective: all have to know whether it will happen.
     resumable = processes.broadcast_object(run.checkpoints is not None)
     first, points, sums = _resume(run, objective.model, optimisers)

@@ -3,17 +3,21 @@
 Muon takes the momentum of a matrix and steps along its nearest semi-orthogonal matrix, found by a
 Newton-Schulz iteration (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon). torch.optim.Muon runs
 that iteration in bfloat16, some fifty times slower than float32 on a CPU without bfloat16 units, and one
-matrix at a time; here matrices of one shape go together, in the dtype of the training's own matrix products.
+matrix at a time; here matrices of one shape go together, in the dtype of the training's own matrix products,
+and are divided among the threads that share a batch's rows, where there are any.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calm_core.params import TrainingParams
+from calm_core.runtime.threads import made_ahead
 from calm_core.training.sharding import full_tensor, shard_like
 
 # Coefficients of the quintic x -> a x + b x^3 + c x^5 that pushes singular values towards 1 (ibid.).
@@ -50,9 +54,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        threads: int = 1,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self._dtype = dtype
+        self._dtype, self._threads = dtype, threads
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -63,17 +68,31 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
-                directions = [full_tensor(self._nesterov(p, group["momentum"])) for p in parameters]
-                updates = orthogonalise(torch.stack(directions), dtype=self._dtype).unbind()
-                # Decoupled weight decay, as in AdamW: scaled by the learning rate and kept out of the momentum.
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                # An orthogonal update has singular values near 1; the factor keeps the size of what it does to
-                # activations independent of the matrix's shape (ibid.).
-                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                sharded = [shard_like(update, p) for update, p in zip(updates, parameters, strict=True)]
-                torch._foreach_add_(parameters, sharded, alpha=-scale)
+            parts = [same[first :: self._threads] for same in by_shape.values() for first in range(self._threads)]
+            parts = [part for part in parts if part]
+            if self._threads == 1:
+                for part in parts:
+                    self._update(part, group)
+            else:
+                # The longest first, so that threads end at about the same time.
+                parts.sort(key=lambda part: len(part) * part[0].numel() * min(part[0].shape), reverse=True)
+                update = partial(self._update, group=group)
+                deque(made_ahead(update, parts, len(parts), self._threads), maxlen=0)
+
+    @torch.no_grad()  # a setting of the thread
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Move ``parameters``, which have one shape."""
+        # A matrix that is sharded over processes is orthogonalised in one piece, by each of them.
+        directions = [full_tensor(self._nesterov(p, group["momentum"])) for p in parameters]
+        updates = orthogonalise(torch.stack(directions), dtype=self._dtype).unbind()
+        # Decoupled weight decay, as in AdamW: scaled by the learning rate and kept out of the momentum.
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        # An orthogonal update has singular values near 1; the factor keeps the size of what it does to
+        # activations independent of the matrix's shape (ibid.).
+        rows, columns = parameters[0].shape
+        scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        sharded = [shard_like(update, p) for update, p in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, sharded, alpha=-scale)
 
     def _nesterov(self, parameter: Tensor, momentum: float) -> Tensor:
         gradient: Tensor = parameter.grad  # type: ignore[assignment]
@@ -86,9 +105,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimisers(
-    model: nn.Module, training: TrainingParams, products: torch.dtype = torch.float32
+    model: nn.Module, training: TrainingParams, products: torch.dtype = torch.float32, threads: int = 1
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers that ``training`` asks for, over all parameters of ``model``; Muon multiplies in ``products``.
+    """The optimisers that ``training`` asks for, over all parameters of ``model``.
+
+    Muon multiplies in ``products``, and divides its matrices among ``threads`` whose operators have one thread.
 
     "adamw" is the published one: AdamW with betas (0.9, 0.95) for everything; embeddings and all other matrices decay,
     gains and biases do not. "muon" takes the matrices between hidden layers; the rest stays as it is under "adamw".
@@ -115,7 +136,13 @@ def build_optimisers(
     optimisers: list[torch.optim.Optimizer] = []
     if training.optimiser == "muon":
         optimisers.append(
-            Muon(matrices, training.muon_learning_rate, weight_decay=training.weight_decay, dtype=products)
+            Muon(
+                matrices,
+                training.muon_learning_rate,
+                weight_decay=training.weight_decay,
+                dtype=products,
+                threads=threads,
+            )
         )
     else:
         groups.append({"params": matrices})

@@ -52,7 +52,7 @@ class Passes:
         self._objective, self._parallel = objective, parallel
         self._runtime, self._processes = runtime, processes
         self._parts = _micro_batches(objective, processes, runtime.gradient_accumulation)
-        threads = threads_of_rows(objective.model, len(self._parts[0]), processes, runtime)
+        threads = threads_of_batch(objective, processes, runtime)
         self._stack = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         if threads > 1:
@@ -121,6 +121,16 @@ class Passes:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return sums.passes()
+
+
+def threads_of_batch(objective: Objective[Model, Any], processes: ProcessGroup, runtime: RuntimeParams) -> int:
+    """How many threads share the rows of a micro-batch of ``objective``, 1 if passes are made in turn.
+
+    Raises:
+        CalmError: the rows of a batch cannot be divided into equal micro-batches.
+    """
+    rows = len(_micro_batches(objective, processes, runtime.gradient_accumulation)[0])
+    return threads_of_rows(objective.model, rows, processes, runtime)
 
 
 def threads_of_rows(model: nn.Module, rows: int, processes: ProcessGroup, runtime: RuntimeParams) -> int:

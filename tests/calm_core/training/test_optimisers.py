@@ -67,11 +67,12 @@ def gradients(like: list[nn.Parameter], steps: int) -> Iterator[list[Tensor]]:
 
 
 @pytest.mark.usefixtures("float32_muon")
+@pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_muon_is_that_of_torch(weight_decay: float) -> None:
+def test_muon_is_that_of_torch(weight_decay: float, threads: int) -> None:
     start = [torch.randn(shape, generator=seeded(seed)) for seed in range(3) for shape in SHAPES]
     ours, theirs = ([nn.Parameter(weights.clone()) for weights in start] for _ in range(2))
-    own = Muon(ours, lr=0.1, weight_decay=weight_decay)
+    own = Muon(ours, lr=0.1, weight_decay=weight_decay, threads=threads)
     # Momentum 0.95 with Nesterov's, step size sqrt(max(1, rows / columns)): torch's defaults, named.
     reference = torch.optim.Muon(
         theirs, lr=0.1, weight_decay=weight_decay, momentum=0.95, nesterov=True, adjust_lr_fn="original"

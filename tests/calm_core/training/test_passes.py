@@ -12,6 +12,7 @@ from torch import Tensor
 from calm_core.params import Params, RuntimeParams
 from calm_core.runtime import threads as threads_of_process
 from calm_core.runtime.process_group import ALONE, ProcessGroup
+from calm_core.training import optimisers
 from calm_core.training.loop import train
 from calm_core.training.passes import threads_of_rows
 from calm_core.training.run import Run
@@ -34,7 +35,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def trained(objective: Any, params: Params, runtime: RuntimeParams) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     points: list[dict[str, float]] = []
-    section = params.calm.model_copy(update={"steps": 3, "warmup_steps": 0, "gradient_clip": 1.0})
+    changes = {"steps": 3, "warmup_steps": 0, "gradient_clip": 1.0, "optimiser": "muon"}
+    section = params.calm.model_copy(update=changes)
     model = train(objective, section, runtime, Run(log=lambda done, values: points.append(dict(values))))
     return model.state_dict(), points
 
@@ -82,6 +84,22 @@ def test_rows_are_shared_among_threads_whose_operators_have_one(
     assert objective.operators == {1}
     assert threading.main_thread().name not in objective.threads
     assert torch.get_num_threads() == threads
+
+
+def test_matrices_are_divided_among_the_threads_of_the_rows(
+    params: Params, runtime: RuntimeParams, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: set[tuple[str, int]] = set()
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        found.add((threading.current_thread().name, torch.get_num_threads()))
+        return orthogonalise(*arguments, **options)
+
+    orthogonalise = optimisers.orthogonalise
+    monkeypatch.setattr(optimisers, "orthogonalise", watched)
+    trained(TinyRegression(), params, runtime)
+    assert {operators for _, operators in found} == {1}
+    assert threading.main_thread().name not in {name for name, _ in found}
 
 
 def test_an_error_in_a_thread_ends_the_training(params: Params, runtime: RuntimeParams, threads: int) -> None:
