@@ -148,6 +148,7 @@ def generate(
     """Continue text with a CALM or a Transformer."""
     from calm_core.inference.decoding import Sampling
     from calm_core.inference.language_model import load_language_model
+    from calm_core.inference.temperature import whole_exponent
     from calm_core.runtime.device import choose_device
     from calm_core.runtime.precision import set_threads
     from calm_core.runtime.progress import progress
@@ -183,9 +184,10 @@ def generate(
                     typer.echo(f"{typer.style(text, dim=True)}{written}\n")
                 advance()
     if sampler is Sampler.exact and inexact:
+        exact = "" if whole_exponent(temperature) else "; as 1/T is no whole number, the others are not exact either"
         typer.echo(
             f"{inexact} patches needed more than {sampling.budget:,} samples and were chosen from {sampling.draws} "
-            "instead; a higher temperature needs fewer",
+            f"instead{exact}; a higher temperature needs fewer",
             err=True,
         )
 
@@ -370,6 +372,7 @@ def _summary(continuation: "Continuation") -> dict[str, Any]:
         "finish_reason": continuation.finish_reason,
         "draws": continuation.draws,
         "inexact_steps": continuation.inexact_steps,
+        "exact": continuation.exact,
     }
 
 

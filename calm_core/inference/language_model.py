@@ -36,6 +36,8 @@ class Continuation:
     """Samples that the head drew for it, or tokens of a Transformer."""
     inexact_steps: int = 0
     """Steps in which a temperature below 1 was approximated."""
+    exact: bool = True
+    """Whether each step is from P^(1 / temperature) itself: none was approximated, and no budget chose among them."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class LanguageModel:
             steps = calm_steps(self.model, self.autoencoder, aligned, sampling, draws)
         continuations = [Continuation() for _ in prompts]
         for step in islice(steps, -(-tokens // self.patch_size)):
-            rows = zip(continuations, *(values.tolist() for values in step), strict=True)
-            for continuation, token_ids, used, exact in rows:
+            columns = (step.token_ids, step.draws, step.finished)
+            rows = zip(continuations, *(column.tolist() for column in columns), strict=True)
+            for continuation, token_ids, used, finished in rows:
                 if continuation.finish_reason is None:
                     _extend(continuation, token_ids, tokens, end_of_text)
                     continuation.draws += used
-                    continuation.inexact_steps += not exact
+                    continuation.inexact_steps += not finished
+                    continuation.exact &= finished and step.exact
             yield continuations
             if all(continuation.finish_reason for continuation in continuations):
                 return

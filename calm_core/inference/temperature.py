@@ -1,7 +1,7 @@
 """Temperature without likelihoods: symbols from P^(1/T) / Z, 0 < T <= 1, by samples of P alone (paper, section 5).
 
-``exact_temperature`` rejects: exact, at a random cost that a budget bounds. ``batch_temperature`` chooses among a
-fixed number of draws: biased, at a known cost. Both see P only as a ``Sampler``, and a symbol is any run of token ids.
+``exact_temperature`` rejects: exact, at a random cost. ``batch_temperature`` chooses among a fixed number of draws:
+biased, at a known cost. Both see P only as a ``Sampler``, and a symbol is any run of token ids.
 
 Write 1/T = n + a, n an integer, 0 <= a < 1. A round of the exact algorithm draws n samples and fails unless all are
 equal; their common value x then passes a coin of bias P(x)^a, so that a round yields x with P(x)^n * P(x)^a. The
@@ -12,6 +12,13 @@ with probability (1-p)^k * prod_{j<=k} (1 - a/j), and the sum of that over k >= 
 p^(a-1), its mean number of draws. A round therefore takes n + sum_x P(x)^n * P(x)^(a-1) draws on average, the sum
 only for a > 0, and by Wald's identity E[draws] = (n + [a > 0] * sum_x P(x)^(1/T - 1)) / Z. Z falls as P gets flat or
 T low, and the cost explodes: on V equally likely symbols it is V^(1/T - 1) * n for integer 1/T.
+
+So a budget of draws ends the search. For integer 1/T a round takes n draws whatever they are, and what is found in time
+is exact. Otherwise the factory takes longer the rarer x is, and what is found in time favours frequent symbols. No
+other algorithm that sees draws alone and ends after N of them does better: its chances of returning x or y are
+polynomials in P, whose ratio cannot be (P(x) / P(y))^(1/T) for 1/T that is no integer. What remains is a bound: up to
+the end of the budget the draws are those of the exact algorithm, so what a row returns, from the approximation if it
+has to, lies within a total variation of the target that is the probability of not being done in time.
 
 What is counted and weighed is on the generator's device, where results are too, or on the CPU if that has no float64.
 """
@@ -42,8 +49,10 @@ class TemperatureSample(NamedTuple):
     """[rows, size] int64"""
     draws: Tensor
     """[rows] int64, samples of P that the algorithm used for each row"""
-    exact: Tensor
+    finished: Tensor
     """[rows] bool, false where the symbol comes from the batch approximation"""
+    exact: bool
+    """Whether symbols of the finished rows are from P^(1 / T) / Z itself: not if a budget may have chosen among them"""
 
 
 def exact_temperature(
@@ -52,13 +61,14 @@ def exact_temperature(
     temperature: float,
     generator: torch.Generator,
     *,
-    budget: int = 20_000,
+    budget: int | None = 20_000,
     fallback_draws: int | None = None,
 ) -> TemperatureSample:
     """One symbol from P^(1 / temperature) / Z for each context number 0 .. ``rows`` - 1, by rejection.
 
-    A row may use ``budget`` samples of P. One that needs more gets ``batch_choice`` among ``fallback_draws`` fresh
-    ones, if that is set; its ``draws`` count both.
+    A row may use ``budget`` samples of P, any number if that is None. One that needs more gets ``batch_choice`` among
+    ``fallback_draws`` fresh ones, if that is set; its ``draws`` count both. With a budget and a 1 / temperature that is
+    no whole number, no row is exact, see above; each is then within P(not finished) of the target in total variation.
 
     Raises:
         ValueError: ``temperature`` is outside (0, 1].
@@ -67,14 +77,15 @@ def exact_temperature(
     whole, fraction = _split_exponent(temperature)
     device = float64_device(generator.device)
     open_rows = torch.arange(rows, device=device)
-    draws, exact = torch.zeros_like(open_rows), torch.ones_like(open_rows, dtype=torch.bool)
+    draws, finished = torch.zeros_like(open_rows), torch.ones_like(open_rows, dtype=torch.bool)
+    limit = math.inf if budget is None else budget
     places, symbols = [], []  # rows that are done and their symbols, in the order in which they were
     # A round may begin in one block of draws and end in the next: begun, seen and skip carry it over.
     seen = skip = torch.zeros_like(open_rows)
     begun: Tensor | None = None
     asked, block = 0, 1 if temperature == 1 else FIRST_BLOCK
-    while len(open_rows) and asked < budget and whole <= budget:
-        fresh = draw(open_rows.to(generator.device), min(block, budget - asked)).to(device)
+    while len(open_rows) and asked < limit and whole <= limit:
+        fresh = draw(open_rows.to(generator.device), int(min(block, limit - asked))).to(device)
         stream = torch.cat([fresh[:1] if begun is None else begun, fresh])
         reading = _read_rounds(stream, seen, skip, int(whole), fraction, generator)
         value = stream[reading.place, torch.arange(len(open_rows), device=stream.device)]
@@ -96,9 +107,11 @@ def exact_temperature(
         samples = draw(open_rows.to(generator.device), fallback_draws)
         symbols.append(_choose(samples, temperature, generator).to(device))
         draws[open_rows] = asked + fallback_draws
-        exact[open_rows] = False
-    found = TemperatureSample(torch.cat(symbols)[torch.cat(places).argsort()], draws, exact)
-    return TemperatureSample(*(tensor.to(generator.device) for tensor in found))
+        finished[open_rows] = False
+    found = (torch.cat(symbols)[torch.cat(places).argsort()], draws, finished)
+    return TemperatureSample(
+        *(tensor.to(generator.device) for tensor in found), exact=budget is None or whole_exponent(temperature)
+    )
 
 
 def batch_temperature(
@@ -106,7 +119,7 @@ def batch_temperature(
 ) -> TemperatureSample:
     """One symbol roughly from P^(1 / temperature) / Z for each context number 0 .. ``rows`` - 1: see ``batch_choice``.
 
-    At temperature 1 it is one exact draw a row, else ``draws`` of them and ``exact`` all false.
+    At temperature 1 it is one exact draw a row, else ``draws`` of them and ``finished`` all false.
 
     Raises:
         ValueError: ``temperature`` is outside (0, 1].
@@ -114,7 +127,8 @@ def batch_temperature(
     plain = temperature == 1
     samples = draw(torch.arange(rows, device=generator.device), 1 if plain else draws)
     used = torch.full((rows,), len(samples), device=generator.device)
-    return TemperatureSample(_choose(samples, temperature, generator), used, torch.full_like(used, plain).bool())
+    chosen = _choose(samples, temperature, generator)
+    return TemperatureSample(chosen, used, torch.full_like(used, plain).bool(), plain)
 
 
 def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -167,6 +181,15 @@ def expected_draws(probabilities: Tensor, temperature: float) -> float:
     success = (masses ** (whole + fraction)).sum()
     factory = (masses ** (whole + fraction - 1)).sum() if fraction else torch.zeros_like(success)
     return ((whole + factory) / success).item()
+
+
+def whole_exponent(temperature: float) -> bool:
+    """Whether 1 / ``temperature`` is a whole number: what ``exact_temperature`` finds within a budget is exact then.
+
+    Raises:
+        ValueError: ``temperature`` is outside (0, 1].
+    """
+    return _split_exponent(temperature)[1] == 0
 
 
 class _Reading(NamedTuple):

@@ -319,6 +319,8 @@ def test_exact_sampler_sharpens_every_prompt_by_itself(tokenizer: Tokenizer, tem
         mean = expected_draws(probabilities, temperature)
         assert draws.mean().item() == pytest.approx(mean, abs=5 * draws.std().item() / rows**0.5)
         assert all(one.inexact_steps == 0 for one in mine)
+        # 2.5 is no whole number, so that the budget may have chosen among the patches.
+        assert {one.exact for one in mine} == {temperature != 0.4}
 
 
 def test_batch_sampler_sharpens_every_prompt_by_itself(tokenizer: Tokenizer) -> None:
@@ -338,7 +340,7 @@ def test_draws_are_counted_over_steps(tokenizer: Tokenizer) -> None:
     model = still_calm(tokenizer, 3)
     prompts = PROMPTS[4:6]
     plain = final(model, prompts, 8, Sampling())
-    assert [(one.draws, one.inexact_steps) for one in plain] == [(3, 0)] * 2
+    assert [(one.draws, one.inexact_steps, one.exact) for one in plain] == [(3, 0, True)] * 2
     for sampling, draws, inexact in [
         (Sampling(0.5, "exact"), 2, 0),
         (Sampling(0.25, "exact"), 4, 0),
@@ -348,6 +350,7 @@ def test_draws_are_counted_over_steps(tokenizer: Tokenizer) -> None:
         sharpened = final(model, prompts, 8, sampling)
         assert [one.token_ids for one in sharpened] == [one.token_ids for one in plain]
         assert [(one.draws, one.inexact_steps) for one in sharpened] == [(3 * draws, 3 * inexact)] * 2
+        assert [one.exact for one in sharpened] == [not inexact] * 2
 
 
 @pytest.mark.parametrize("sampler", ["batch", "exact"])
