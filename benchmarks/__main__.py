@@ -30,6 +30,7 @@ BENCHMARKS = {
     "encoding": "encoding",
     "reading_batches": "reading",
     "stage_memory": "memory",
+    "short_prompts": "short_prompts",
     "busy_machine": "busy_machine",
     "starting": "starting",
 }

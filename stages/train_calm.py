@@ -9,6 +9,7 @@ from calm_core.latents.shards import LatentCorpus
 from calm_core.params import Params
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
 from calm_core.storage.provenance import require_intact, require_latents_of, require_tokenizer_of
+from calm_core.tokens.openings import commonest_document_end
 from calm_core.tokens.shards import TokenStream
 from calm_core.tokens.tokenizer import load_tokenizer
 from stages.runner.run import Measured, run_stage
@@ -39,7 +40,8 @@ def main(params: Params) -> Measured:
         return {}
     # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
-    save_model(model, tokenizer, MODEL, params.calm.context_tokens)
+    opening = commonest_document_end(tokens, model.config.patch_size)
+    save_model(model, tokenizer, MODEL, params.calm.context_tokens, opening)
     # A CALM is useless without the decoder of its latents, so its folder has both.
     save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
     return session.finish(params.calm.training_tokens)

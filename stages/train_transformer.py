@@ -10,7 +10,7 @@ from calm_core.storage.atomic import whole_directory
 from calm_core.storage.model_folder import save_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
-from calm_core.tokens.tokenizer import load_tokenizer
+from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
 from calm_core.transformer.model import Transformer
 from calm_core.transformer.training import checkpoint_steps, train_transformer
 from stages.runner.run import Measured, run_stage
@@ -38,7 +38,8 @@ def main(params: Params) -> Measured:
     # Copied at the end, from outside the outputs: DVC deletes those before an interrupted training resumes.
     with whole_directory(Path("models/transformer_checkpoints")) as folder:
         shutil.copytree(checkpoints.kept_files, folder, dirs_exist_ok=True)
-    save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), Path("models/transformer"), context)
+    tokenizer = load_tokenizer(TOKENS / "tokenizer.json")
+    save_model(model, tokenizer, Path("models/transformer"), context, [end_of_text_id(tokenizer)])
     return session.finish(params.transformer.training_tokens)
 
 

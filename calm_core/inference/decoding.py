@@ -3,13 +3,14 @@
 Notable:
 - prompts of different lengths go together: shorter ones start later, behind positions that nothing looks at. Only the
   distance between positions enters attention (rotary embeddings), so the shift changes nothing;
-- a prompt that is no multiple of K begins in the middle of its first patch, as documents do in training. What
-  stands before it there is the end-of-text token, as between two documents; none of its tokens is lost;
+- a prompt is the start of a document, and begins in the middle of its first patch unless its length is a multiple of
+  K, as documents do in training. Before it stands what stood there in training, the end of another document: the
+  model's ``opening``, if its folder names one;
 - a text ends at the end-of-text token, in the middle of a patch too, or at the length asked for;
 - below temperature 1 CALM chooses among samples (``temperature``), the Transformer has probabilities to sharpen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,12 +57,20 @@ class Prompts(NamedTuple):
     padding: Tensor
 
 
-def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int) -> Prompts:
-    """Prompts of any lengths, none included, as one batch on the CPU; the last token of each ends the last patch."""
-    lengths = [max(1, -(-len(prompt) // patch_size)) for prompt in prompts]
+def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int, opening: Sequence[int] = ()) -> Prompts:
+    """Prompts of any lengths, 0 included, as one batch on the CPU; the last token of each ends the last patch.
+
+    Before each stand the last 1 to K of the K tokens of ``opening``. Without one, end-of-text tokens fill a first patch
+    that the prompt leaves open, and stand there alone if it is empty.
+    """
+    least = 1 if opening else 0
+    lengths = [max(1, -(-(len(prompt) + least) // patch_size)) for prompt in prompts]
     width = max(lengths) * patch_size
-    # Padding on the left: the next patch then stands at the same place in every row.
-    rows = [[end_of_text] * (width - len(prompt)) + prompt for prompt in prompts]
+    rows = []
+    for prompt, length in zip(prompts, lengths, strict=True):
+        before = (opening or [end_of_text] * patch_size)[patch_size - length * patch_size + len(prompt) :]
+        # Padding on the left: the next patch then stands at the same place in every row.
+        rows.append([end_of_text] * (width - length * patch_size) + [*before, *prompt])
     return Prompts(torch.tensor(rows), torch.tensor([max(lengths) - length for length in lengths]))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -48,6 +48,8 @@ class LanguageModel:
     autoencoder: Autoencoder | None
     tokenizer: Tokenizer
     context_tokens: int
+    opening: tuple[int, ...] = ()
+    """Token ids of a patch that stand before each prompt, the end of another document; none in an imported model."""
 
     @property
     def patch_size(self) -> int:
@@ -74,7 +76,8 @@ class LanguageModel:
         self._require_possible(prompts, tokens, sampling)
         draws = generator(seed, "generate", batch, device=self.device)
         end_of_text = end_of_text_id(self.tokenizer)
-        aligned = Prompts(*(part.to(self.device) for part in align_prompts(prompts, self.patch_size, end_of_text)))
+        on_cpu = align_prompts(prompts, self.patch_size, end_of_text, self.opening)
+        aligned = Prompts(*(part.to(self.device) for part in on_cpu))
         if isinstance(self.model, Transformer):
             steps = transformer_steps(self.model, aligned, sampling, draws)
         else:
@@ -156,9 +159,21 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
     if config["context_tokens"] is None:
         raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
+    opening = _opening(folder, config.get("opening"), model)
     if autoencoder is not None:
         autoencoder.to(place)
-    return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"])
+    return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"], opening)
+
+
+def _opening(folder: Path, opening: Any, model: Calm | Transformer) -> tuple[int, ...]:
+    if opening is None:
+        return ()
+    patch_size = model.config.patch_size if isinstance(model, Calm) else 1
+    vocabulary = range(model.config.vocabulary_size)
+    whole = isinstance(opening, list) and len(opening) == patch_size
+    if not whole or not all(type(token_id) is int and token_id in vocabulary for token_id in opening):
+        raise CalmError(f"{folder}/config.json is damaged: opening is {opening!r}, not {patch_size} token ids")
+    return tuple(opening)
 
 
 def _extend(continuation: Continuation, token_ids: list[int], tokens: int, end_of_text: int) -> None:

@@ -108,10 +108,9 @@ def exact_temperature(
         symbols.append(_choose(samples, temperature, generator).to(device))
         draws[open_rows] = asked + fallback_draws
         finished[open_rows] = False
-    found = (torch.cat(symbols)[torch.cat(places).argsort()], draws, finished)
-    return TemperatureSample(
-        *(tensor.to(generator.device) for tensor in found), exact=budget is None or whole_exponent(temperature)
-    )
+    where = generator.device
+    found = torch.cat(symbols)[torch.cat(places).argsort()].to(where)
+    return TemperatureSample(found, draws.to(where), finished.to(where), budget is None or whole_exponent(temperature))
 
 
 def batch_temperature(

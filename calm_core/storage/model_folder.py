@@ -1,11 +1,12 @@
 """Models as folders that describe themselves.
 
-config.json holds the kind of model, the context it was trained with and its shape; model.safetensors the
-float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoencoder in a folder inside its own. The
-model card, README.md, is written later in the pipeline (``report.model_card``).
+config.json holds the kind of model, the context it was trained with, what stands before a prompt, and its shape;
+model.safetensors the float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoencoder in a folder
+inside its own. The model card, README.md, is written later in the pipeline (``report.model_card``).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -26,15 +27,23 @@ AUTOENCODER = "autoencoder"
 """The folder of a CALM's autoencoder inside the CALM's own."""
 
 
-def save_model(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, context_tokens: int | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    context_tokens: int | None = None,
+    opening: Sequence[int] | None = None,
+) -> None:
     """Write a model whose ``config`` is a dataclass into ``folder``, each file atomically.
 
-    ``context_tokens`` is the context that a language model was trained with.
+    ``context_tokens`` is the context that a language model was trained with, ``opening`` the token ids of a patch that
+    stand before its prompts (``tokens.openings``).
     """
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     kind = type(model).__name__.lower()
-    write_json(folder / "config.json", {"kind": kind, "context_tokens": context_tokens, **asdict(config)})
+    about = {"kind": kind, "context_tokens": context_tokens, "opening": None if opening is None else list(opening)}
+    write_json(folder / "config.json", {**about, **asdict(config)})
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     save_tensors(weights, folder / "model.safetensors")
     if tokenizer is not None:
@@ -72,6 +81,7 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
     if values.pop("kind") != kind:
         raise CalmError(f"{folder} holds no model of kind {kind!r}; see its config.json")
     del values["context_tokens"]
+    values.pop("opening", None)  # folders of earlier versions have none
     weights = load_tensors(
         folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"
     )

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +116,20 @@ def test_prompts_are_aligned_at_their_end(patch_size: int) -> None:
             assert set(seen[: len(seen) - len(prompt)]) <= {end}
             # No more is seen than the patches that the prompt reaches into, one at least.
             assert len(seen) - len(prompt) < patch_size or (prompt == [] and len(seen) == patch_size)
+
+
+@pytest.mark.parametrize("patch_size", [1, 3, 4])
+def test_before_each_prompt_stands_the_end_of_another_document(patch_size: int) -> None:
+    opening = [90, 91, 92, 1][-patch_size:]
+    for prompts in (PROMPTS, PROMPTS[:1], PROMPTS[7:8]):
+        aligned = align_prompts(prompts, patch_size, 1, opening)
+        assert aligned.padding.min() == 0
+        for row, padding, prompt in zip(aligned.token_ids.tolist(), aligned.padding.tolist(), prompts, strict=True):
+            seen = row[padding * patch_size :]
+            before = seen[: len(seen) - len(prompt)]
+            assert seen[len(before) :] == prompt
+            assert 1 <= len(before) <= patch_size
+            assert before == opening[-len(before) :]
 
 
 def hidden_states(model: LanguageModel, prompts: list[list[int]], steps: int) -> Tensor:
@@ -384,6 +399,23 @@ def test_saved_models_write_the_same_text(folder: Path, tokenizer: Tokenizer) ->
         assert (loaded.context_tokens, loaded.patch_size) == (context, patch_size)
         assert loaded.generate(["a few", ""], tokens=10) == model.generate(["a few", ""], tokens=10)
         assert not loaded.model.training
+
+
+def test_prompts_go_on_behind_the_opening_that_the_folder_names(folder: Path, tokenizer: Tokenizer) -> None:
+    for name, opening in (("calm", [90, 91, 1]), ("transformer", [1])):
+        config = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.json").write_text(json.dumps({**config, "opening": opening}))
+        loaded, plain = (load_language_model(folder / name) for _ in range(2))
+        plain = replace(plain, opening=())
+        for prompt in ([], [7], [7, 8], [7, 8, 9]):
+            # By hand: as many patches as reach from within the opening to the end of the prompt.
+            whole = [*opening[len(prompt) % loaded.patch_size :], *prompt]
+            expected = hidden_states(plain, [whole], 1)
+            torch.testing.assert_close(hidden_states(loaded, [prompt], 1), expected)
+        for wrong in ([], [1] * 9, [10**6] * loaded.patch_size, [True] * loaded.patch_size, "abc", 3):
+            (folder / name / "config.json").write_text(json.dumps({**config, "opening": wrong}))
+            with pytest.raises(CalmError, match=f"opening is .* not {loaded.patch_size} token ids"):
+                load_language_model(folder / name)
 
 
 def test_errors_of_folders_are_one_line(folder: Path) -> None:

@@ -25,7 +25,7 @@ def tokenizer() -> Tokenizer:
 def test_models_survive_their_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
     calm = Calm(CalmConfig(11, 2, 12, BACKBONE, EnergyHeadConfig(2, 8)))
     calm.initialise(torch.Generator().manual_seed(0))
-    save_model(calm, tokenizer, tmp_path, 64)
+    save_model(calm, tokenizer, tmp_path, 64, (3, 1))
     assert read_config(tmp_path)["context_tokens"] == 64
     assert load_tokenizer(tmp_path / "tokenizer.json").to_str() == tokenizer.to_str()
     loaded = load_model(Calm, tmp_path)
