@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from calm_core.corpus import documents as corpus_module
-from calm_core.corpus import text_files
+from calm_core.corpus import plain_text, rows
 from calm_core.corpus import tokenise as tokenising
 from calm_core.corpus.documents import Documents, Mark, Place
 from calm_core.corpus.tokenise import tokenise
@@ -62,13 +62,14 @@ def test_a_stream_goes_on_from_any_document(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    monkeypatch.setattr(plain_text, "PIECE_BYTES", 1000)
     corpus = mixed_corpus(tmp_path, params, documents=limit)
     stream = Documents(corpus)
     texts = list(stream)
     assert len(texts) == limit or limit is None
     for number in range(0, len(texts) + 1, 71):
         place = restored(stream.place(number))
-        assert number - place.mark.documents <= 40 + text_files.BATCH_ROWS
+        assert number - place.mark.documents <= 40 + rows.BATCH_ROWS
         resumed = Documents(corpus, place)
         assert list(resumed) == texts[number:]
         if number % 3 == 0:  # and from there to the end once more
@@ -80,6 +81,7 @@ def test_files_that_are_done_are_not_opened_again(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    monkeypatch.setattr(plain_text, "PIECE_BYTES", 1000)
     corpus = mixed_corpus(tmp_path, params)
     stream = Documents(corpus)
     texts = list(stream)

@@ -1,0 +1,38 @@
+"""The texts of the files of a corpus, one file after the other, as a stream that can begin inside a file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from calm_core.corpus.json_rows import json_rows
+from calm_core.corpus.parquet_rows import parquet_rows
+from calm_core.corpus.plain_text import text_rows
+from calm_core.corpus.rows import Position, Rows, Table
+from calm_core.corpus.text_files import file_format, told_source_files
+from calm_core.errors import CalmError, one_line
+from calm_core.params import CorpusParams
+
+
+def file_tables(corpus: CorpusParams, first: int, position: Position | None) -> Iterator[Table]:
+    """The texts of ``source_files``, from ``position`` in file number ``first`` on."""
+    for number, path in enumerate(told_source_files(corpus)):
+        if number < first:
+            continue
+        start = (position if number == first else None) or {}
+        try:
+            for texts, after in _read(path, corpus, start):
+                yield Table(texts, after and (number, after))
+        except (CalmError, MemoryError):
+            raise
+        except Exception as error:  # each decompressor has kinds of its own
+            why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+            raise CalmError(f"{path} cannot be read: {why}; cut short or damaged? fetch or make it again") from None
+        yield Table([], (number + 1, None))
+
+
+def _read(path: Path, corpus: CorpusParams, start: Position) -> Iterator[Rows]:
+    kind = file_format(path)
+    if kind == "parquet":
+        return parquet_rows(path, corpus.text_field, **start)
+    if kind == "json":
+        return json_rows(path, corpus.text_field, **start)
+    return text_rows(path, corpus.text_unit, **start)
