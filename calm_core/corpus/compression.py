@@ -1,16 +1,17 @@
 """Local files read as bytes, decompressed by their ending; one that was cut short or ends in something else fails.
 
-The bzip2 and xz files of Python's library end in silence before what they cannot read, where another stream may have
-stood, and the package zstandard takes the part of a file for a file. So bzip2 and zstd are Arrow's here.
+Python's own files of bzip2 and xz end in silence at bytes that they do not know, where the next stream may have stood;
+Arrow's knows no empty stream of bzip2, and the package zstandard takes the part of a file for a file.
 """
 
+import bz2
 import gzip
 import io
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow
 
@@ -34,21 +35,22 @@ def open_decompressed(path: Path) -> Iterator[io.BufferedReader]:
             yield file
 
 
-def _decompressor(packed: BinaryIO, ending: str) -> Any:
+def _decompressor(packed: io.BufferedReader, ending: str) -> Any:
     if ending == ".gz":
         return gzip.GzipFile(fileobj=packed)
+    if ending == ".bz2":
+        return _Streams(packed, bz2.BZ2Decompressor)
     if ending == ".xz":
-        return _XzStreams(packed)
-    codec = {".bz2": "bz2", ".zst": "zstd"}.get(ending)
-    return pyarrow.CompressedInputStream(packed, codec) if codec else packed
+        return _Streams(packed, lzma.LZMADecompressor, filled=True)
+    return pyarrow.CompressedInputStream(packed, "zstd") if ending == ".zst" else packed
 
 
-class _XzStreams(io.RawIOBase):
-    """The streams of an xz file; between them and at its end there may be zeros in fours, as the format allows."""
+class _Streams(io.RawIOBase):
+    """The compressed streams of a file one after another; xz allows it to be ``filled`` with zeros, in fours."""
 
-    def __init__(self, packed: BinaryIO) -> None:
-        self._packed = packed
-        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    def __init__(self, packed: io.BufferedReader, decompressor: Callable[[], Any], filled: bool = False) -> None:
+        self._packed, self._decompressor, self._filled = packed, decompressor, filled
+        self._stream = decompressor()
         self._pending = b""
 
     def readable(self) -> bool:
@@ -69,16 +71,13 @@ class _XzStreams(io.RawIOBase):
                 return len(content)
 
     def _next_stream(self) -> bool:
-        pending, zeros = self._stream.unused_data, 0
-        while True:
-            pending = pending or self._packed.read(BUFFER_BYTES)
+        pending, zeros = self._stream.unused_data or self._packed.read(BUFFER_BYTES), 0
+        while self._filled and pending.startswith(b"\0"):
             rest = pending.lstrip(b"\0")
             zeros += len(pending) - len(rest)
-            if rest or not pending:
-                break
-            pending = b""
+            pending = rest or self._packed.read(BUFFER_BYTES)
         if zeros % 4:
-            raise lzma.LZMAError("zeros between xz streams are no multiple of four")
-        if rest:
-            self._stream, self._pending = lzma.LZMADecompressor(lzma.FORMAT_XZ), rest
-        return bool(rest)
+            raise EOFError("zeros after a stream, but not in fours")
+        if pending:
+            self._stream, self._pending = self._decompressor(), pending
+        return bool(pending)

@@ -94,7 +94,9 @@ class Documents:
     def _tell(self) -> None:
         if self._without_text:
             rows = self._read + self._without_text
-            line = f"corpus: {self._without_text:,} of {rows:,} rows without text were skipped (null, absent or empty)"
+            line = (
+                f"corpus: {self._without_text:,} of {rows:,} rows have no text (null, absent or empty) and were skipped"
+            )
             print(line, file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,6 @@
 """The texts of the files of a corpus, one file after the other, as a stream that can begin inside a file."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,19 @@ def file_tables(corpus: CorpusParams, first: int, position: Position | None) -> 
         start = (position if number == first else None) or {}
         try:
             for texts, after in _read(path, corpus, start):
-                yield Table(texts, after and (number, after))
+                yield Table(texts, (number, after) if after else None)
         except (CalmError, MemoryError):
             raise
         except Exception as error:  # each decompressor has kinds of its own
             why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
             raise CalmError(f"{path} cannot be read: {why}; cut short or damaged? fetch or make it again") from None
         yield Table([], (number + 1, None))
+
+
+def count_texts(files: list[Path], unit: str, most: int) -> int:
+    """How many texts the text ``files`` hold by ``unit``; reads no further than ``most``."""
+    texts = (text for path in files for rows, _ in text_rows(path, unit) for text in rows)
+    return sum(1 for _ in itertools.islice(texts, most))
 
 
 def _read(path: Path, corpus: CorpusParams, start: Position) -> Iterator[Rows]:

@@ -122,7 +122,7 @@ class _Rows:
         if value is None:
             return None
         if not isinstance(value, str):
-            texts = ", ".join(name for name, other in row.items() if isinstance(other, str)) or "no other field"
+            texts = ", ".join(name for name, other in row.items() if isinstance(other, str)) or "nowhere"
             raise CalmError(
                 f"{self._path}, {place}: field {self._field!r} holds {_kind(value)}, not text; change "
                 f"corpus.text_field (text here: {texts})"

@@ -27,7 +27,7 @@ def parquet_rows(path: Path, field: str, row: int = 0) -> Iterator[Rows]:
         if field not in schema.names:
             raise CalmError(f"{path} has no field {field!r}; corpus.text_field can be: {', '.join(schema.names)}")
         if not _holds_text(kind := schema.field(field).type):
-            texts = ", ".join(column.name for column in schema if _holds_text(column.type)) or "no other field"
+            texts = ", ".join(column.name for column in schema if _holds_text(column.type)) or "nowhere"
             raise CalmError(
                 f"{path}: field {field!r} holds {kind}, not text; change corpus.text_field (text here: {texts})"
             )

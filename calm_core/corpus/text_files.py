@@ -119,8 +119,7 @@ def _expand(pattern: str) -> _Found:
     files = [path for path in files if not _is_about(path)] or files
     left_out = sorted(set(found) - set(files))
     if not files:
-        why = f" that is known; there are: {_names(left_out)}; {_remedy(left_out[0])}" if left_out else ""
-        raise CalmError(f"corpus.paths: {pattern} matches no file{why}")
+        raise CalmError(f"corpus.paths: {pattern} matches no file{_why_none(left_out, here)}")
     return _Found(files, left_out)
 
 
@@ -156,6 +155,15 @@ def _snapshots(folder: Path) -> Path:
     main = folder / "refs" / "main"
     newest = folder / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else folder
     return newest if newest != folder and newest.is_dir() else folder / "snapshots"
+
+
+def _why_none(left_out: list[Path], path: str) -> str:
+    unknown = [path for path in left_out if path.is_file()]
+    if unknown:
+        return f" of a known format; there are: {_names(unknown)}; {_remedy(unknown[0])}"
+    if left_out:
+        return f": {_names(left_out)} is a pipe, a device, or a link that leads nowhere"
+    return "; is the variable set?" if "$" in path else ""
 
 
 def _is_marker(name: str) -> bool:
