@@ -25,7 +25,7 @@ _SPACES = re.compile(r"[ \t\n\r]*")
 
 def json_rows(path: Path, field: str, byte: int = 0, line: int = 1) -> Iterator[Rows]:
     """A file of one JSON object a line or, read as a whole, of one list, or of objects over several lines (.json)."""
-    rows = _Rows(path, field, found=byte > 0)
+    rows = JsonRows(str(path), field, found=byte > 0)
     with opened_utf8(path, byte) as file:
         if byte == 0 and _is_whole(file, path):
             yield from ((texts, None) for texts in _batches(rows.of_whole(decoded(file.read(), path, 0, 1))))
@@ -34,7 +34,8 @@ def json_rows(path: Path, field: str, byte: int = 0, line: int = 1) -> Iterator[
                 texts: Texts = []
                 for content in lines:
                     if content and not content.isspace():
-                        texts.append(rows.of_line(content, byte, line))
+                        text = decoded(content, path, byte, line)
+                        texts.append(rows.of_line(text, line, ended=content.endswith(b"\n")))
                     byte, line = byte + len(content), line + 1
                 # A file is known to have the field once a row has it, so it can be resumed from there on alone.
                 yield texts, {"byte": byte, "line": line} if rows.found else None
@@ -58,28 +59,27 @@ def _is_whole(file: io.BufferedReader, path: Path) -> bool:
     return False
 
 
-class _Rows:
-    """The text field of a file's rows of JSON."""
+class JsonRows:
+    """The text ``field`` of the rows in a file or dataset called ``name``; ``found``: a row is known to have it."""
 
     # Numbers as floats: an integer of any length is read in a column that does not matter.
     _decoder = json.JSONDecoder(parse_int=float, strict=False)
 
-    def __init__(self, path: Path, field: str, found: bool) -> None:
+    def __init__(self, name: str, field: str, found: bool) -> None:
         self.found = found
-        self._path, self._field = path, field
+        self._name, self._field = name, field
         self._fields: dict[str, None] = {}
 
-    def of_line(self, content: bytes, byte: int, line: int) -> str | None:
-        """The text in the object that a line holds; ``byte`` is where it begins."""
-        text = decoded(content, self._path, byte, line)
+    def of_line(self, text: str, line: int, ended: bool) -> str | None:
+        """The text in the object of line number ``line``, which ``ended`` with a newline or with the file."""
         try:
             row = self._decoder.decode(text)
         except json.JSONDecodeError as error:
-            ends = "" if content.endswith(b"\n") else "; the file ends in this line, cut short?"
+            ends = "" if ended else "; the file ends in this line, cut short?"
             raise self._error(f"line {line}, column {error.colno}: {error.msg}{ends}") from None
         except RecursionError:
             raise self._error(f"line {line} nests too many levels") from None
-        return self._text(row, f"line {line}", b"\\u" in content)
+        return self._text(row, f"line {line}", "\\u" in text)
 
     def of_whole(self, text: str) -> Iterator[str | None]:
         """The texts in the one list, or the objects, that ``text`` holds."""
@@ -108,7 +108,7 @@ class _Rows:
         """Raise CalmError if there were rows, none of which had the field."""
         if self._fields and not self.found:
             raise CalmError(
-                f"{self._path} has no field {self._field!r}; corpus.text_field can be: {', '.join(self._fields)}"
+                f"{self._name} has no field {self._field!r}; corpus.text_field can be: {', '.join(self._fields)}"
             )
 
     def _text(self, row: Any, place: str, escapes: bool) -> str | None:
@@ -124,15 +124,15 @@ class _Rows:
         if not isinstance(value, str):
             texts = ", ".join(name for name, other in row.items() if isinstance(other, str)) or "nowhere"
             raise CalmError(
-                f"{self._path}, {place}: field {self._field!r} holds {_kind(value)}, not text; change "
+                f"{self._name}, {place}: field {self._field!r} holds {_kind(value)}, not text; change "
                 f"corpus.text_field (text here: {texts})"
             )
         if escapes:  # the one way in which JSON can hold half a character
-            _require_characters(value, f"{self._path}, {place}")
+            _require_characters(value, f"{self._name}, {place}")
         return value
 
     def _error(self, message: str) -> CalmError:
-        return CalmError(f"{self._path} cannot be read as json: {message}")
+        return CalmError(f"{self._name} cannot be read as json: {message}")
 
 
 def _after_spaces(text: str, at: int) -> int:

@@ -116,6 +116,7 @@ def _expand(pattern: str) -> _Found:
         raise CalmError(f"corpus.paths: {pattern}: {getattr(error, 'strerror', None) or error}") from None
     # A pipe or a device might never end, and a link may lead nowhere.
     files = [path for path in found if path.is_file() and file_format(path)]
+    files = [path for path in files if path.name.lower() not in _ABOUT_DATASETS]
     files = [path for path in files if not _is_about(path)] or files
     left_out = sorted(set(found) - set(files))
     if not files:
@@ -158,7 +159,7 @@ def _snapshots(folder: Path) -> Path:
 
 
 def _why_none(left_out: list[Path], path: str) -> str:
-    unknown = [path for path in left_out if path.is_file()]
+    unknown = sorted((path for path in left_out if path.is_file()), key=lambda path: file_format(path) is not None)
     if unknown:
         return f" of a known format; there are: {_names(unknown)}; {_remedy(unknown[0])}"
     if left_out:
@@ -171,9 +172,7 @@ def _is_marker(name: str) -> bool:
 
 
 def _is_about(path: Path) -> bool:
-    """Whether the name of ``path`` is that of a text about data or a licence, not of data."""
-    if path.name.lower() in _ABOUT_DATASETS:
-        return True
+    """Whether the name of ``path`` is that of a text about others."""
     ending, packed = _endings(path)
     stem = path.name.lower().removesuffix(packed).removesuffix(ending)
     return FORMATS.get(ending) == "text" and _ABOUT.fullmatch(stem) is not None

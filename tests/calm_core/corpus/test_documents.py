@@ -17,7 +17,7 @@ import pyarrow
 import pytest
 
 from calm_core.corpus.botocore_docs import botocore_documents, plain_text
-from calm_core.corpus.documents import documents, is_validation
+from calm_core.corpus.documents import Documents, documents, is_validation
 from calm_core.corpus.text_files import COMPRESSED
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
@@ -90,6 +90,59 @@ def test_dataset_folder_is_streamed(tmp_path: Path, params: Params) -> None:
     corpus = CorpusParams.model_validate({**params.corpus.model_dump(), **changes, "dataset_split": "valid"})
     with pytest.raises(CalmError, match="cannot be opened"):
         list(documents(corpus))
+
+
+def dataset(params: Params, folder: Path, **changes: Any) -> CorpusParams:
+    changes = {"source": "huggingface", "dataset": str(folder), **changes}
+    return CorpusParams.model_validate({**params.corpus.model_dump(), **changes})
+
+
+def test_of_a_dataset_only_the_text_is_read(tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet, lines = tmp_path / "parquet", tmp_path / "lines"
+    parquet.mkdir()
+    pl.DataFrame({"text": ["one", None], "id": [1, 2]}).write_parquet(parquet / "a.parquet")
+    pl.DataFrame({"text": [], "id": []}, {"text": pl.String, "id": pl.Int64}).write_parquet(parquet / "b.parquet")
+    pl.DataFrame({"url": ["u"], "id": ["x"], "text": ["two"]}).write_parquet(parquet / "c.parquet")
+    assert list(documents(dataset(params, parquet))) == ["one", "two"]
+    assert capsys.readouterr().err == "corpus: 1 of 3 rows have no text (null, absent or empty) and were skipped\n"
+    with pytest.raises(CalmError, match="has no field 'body'; corpus.text_field can be: text, id$"):
+        list(documents(dataset(params, parquet, text_field="body")))
+    lines.mkdir()
+    (lines / "a.jsonl").touch()
+    scores = "".join(json.dumps({"text": "x", "score": 1 if number < 3999 else 0.5}) + "\n" for number in range(4000))
+    (lines / "b.jsonl").write_text(scores)
+    (lines / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "last", "late": {"a": []}}\n\n{"score": "high"}')
+    assert list(documents(dataset(params, lines))) == ["x"] * 4000 + ["last"]
+    with pytest.raises(CalmError, match="has no field 'body'; corpus.text_field can be: text, score, late$"):
+        list(documents(dataset(params, lines, text_field="body")))
+    with (lines / "c.jsonl").open("a") as file:
+        file.write('\n{"text": ' + "[" * 100_000)
+    with pytest.raises(CalmError, match="line 4004 nests too many levels"):
+        list(documents(dataset(params, lines)))
+
+
+def test_a_dataset_of_one_list(tmp_path: Path, params: Params) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    assert list(documents(dataset(params, tmp_path))) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_dataset_goes_on_from_any_row(
+    tmp_path: Path, params: Params, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calm_core.corpus.documents.MARK_DOCUMENTS", 100)
+    texts = [f"text {number}" for number in range(1000)]
+    for part in range(2):
+        table = pl.DataFrame({"text": texts[part * 500 : part * 500 + 500]})
+        table.write_parquet(tmp_path / f"{part}.parquet") if kind == "parquet" else table.write_ndjson(
+            tmp_path / f"{part}.jsonl"
+        )
+    stream = Documents(dataset(params, tmp_path))
+    assert list(stream) == texts
+    for number in (0, 130, 499, 700, 1000):
+        place = stream.place(number)
+        assert number < 130 or place.mark.documents > number - 200
+        assert list(Documents(dataset(params, tmp_path), place)) == texts[number:]
 
 
 @pytest.mark.parametrize("name", ["bad.txt", "bad.jsonl", "bad.jsonl.gz"])

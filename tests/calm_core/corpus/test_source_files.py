@@ -112,13 +112,16 @@ def test_the_cache_of_the_hub(params: Params) -> None:
         ("a.zip", "unpack it"),
         ("a.gz", "unknown format"),
         ("noending", "unknown format"),
+        ("data-00000-of-00001.arrow", "load_from_disk"),
     ],
 )
 def test_other_formats(params: Params, name: str, told: str) -> None:
-    write(name, f"folder/{name}")
+    write(name, f"folder/{name}", "folder/dataset_info.json")
     with pytest.raises(CalmError, match=told):
         found(params, name)
-    with pytest.raises(CalmError, match=f"matches no file of a known format; there are: folder/{name}; known endings"):
+    with pytest.raises(
+        CalmError, match=f"matches no file of a known format; there are: folder/{name}, .*; known endings"
+    ):
         found(params, "folder")
     write("folder/a.txt")
     assert found(params, "folder") == ["folder/a.txt"]
