@@ -11,7 +11,7 @@ import lzma
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 
@@ -24,7 +24,7 @@ def open_decompressed(path: Path) -> Iterator[io.BufferedReader]:
 
     Opening and reading raise OSError, EOFError and whatever else the decompressor of this ending has.
     """
-    with path.open("rb", BUFFER_BYTES) as packed:
+    with io.BufferedReader(path.open("rb", 0), BUFFER_BYTES) as packed:
         opened = _decompressor(packed, path.suffix.lower())
         if opened is packed:
             yield packed
@@ -35,7 +35,7 @@ def open_decompressed(path: Path) -> Iterator[io.BufferedReader]:
             yield file
 
 
-def _decompressor(packed: io.BufferedReader, ending: str) -> Any:
+def _decompressor(packed: BinaryIO, ending: str) -> Any:
     if ending == ".gz":
         return gzip.GzipFile(fileobj=packed)
     if ending == ".bz2":
@@ -48,7 +48,7 @@ def _decompressor(packed: io.BufferedReader, ending: str) -> Any:
 class _Streams(io.RawIOBase):
     """The compressed streams of a file one after another; xz allows it to be ``filled`` with zeros, in fours."""
 
-    def __init__(self, packed: io.BufferedReader, decompressor: Callable[[], Any], filled: bool = False) -> None:
+    def __init__(self, packed: BinaryIO, decompressor: Callable[[], Any], filled: bool = False) -> None:
         self._packed, self._decompressor, self._filled = packed, decompressor, filled
         self._stream = decompressor()
         self._pending = b""

@@ -77,6 +77,20 @@ def test_a_stream_goes_on_from_any_document(
             assert list(Documents(corpus, restored(resumed.place(later)))) == texts[later:]
 
 
+def test_rows_without_text_are_counted_from_the_beginning(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    corpus = mixed_corpus(tmp_path, params)
+    stream = Documents(corpus)
+    texts = list(stream)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "no text" in line]
+    assert told.startswith(f"corpus: 103 of {len(texts) + 103} rows have no text")
+    for number in (100, 400, 700, len(texts)):
+        list(Documents(corpus, restored(stream.place(number))))
+        assert told in capsys.readouterr().err
+
+
 def test_files_that_are_done_are_not_opened_again(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
