@@ -14,6 +14,7 @@ import botocore
 import datasets
 import polars as pl
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from calm_core.corpus.botocore_docs import botocore_documents, plain_text
@@ -101,7 +102,9 @@ def test_of_a_dataset_only_the_text_is_read(tmp_path: Path, params: Params, caps
     parquet, lines = tmp_path / "parquet", tmp_path / "lines"
     parquet.mkdir()
     pl.DataFrame({"text": ["one", None], "id": [1, 2]}).write_parquet(parquet / "a.parquet")
-    pl.DataFrame({"text": [], "id": []}, {"text": pl.String, "id": pl.Int64}).write_parquet(parquet / "b.parquet")
+    schema = pyarrow.schema({"text": pyarrow.string(), "id": pyarrow.int64()})
+    with pyarrow.parquet.ParquetWriter(parquet / "b.parquet", schema) as writer:
+        writer.write_table(schema.empty_table())  # a group of no rows
     pl.DataFrame({"url": ["u"], "id": ["x"], "text": ["two"]}).write_parquet(parquet / "c.parquet")
     assert list(documents(dataset(params, parquet))) == ["one", "two"]
     assert capsys.readouterr().err == "corpus: 1 of 3 rows have no text (null, absent or empty) and were skipped\n"

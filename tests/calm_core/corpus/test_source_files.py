@@ -70,6 +70,8 @@ def test_each_file_once(params: Params) -> None:
     Path("data/up").symlink_to("..")
     Path("data/other").symlink_to("../other")
     Path("data/broken.txt").symlink_to("nowhere.txt")
+    for name in ("again", "and again", "once more"):  # by loops in loops there is no end of names
+        Path(f"data/{name}").symlink_to("../data")
     assert found(params, "data/b.txt", "data") == ["data/b.txt", "data/a.txt", "data/other/c.txt"]
     assert found(params, "data", "other") == ["data/a.txt", "data/b.txt", "data/other/c.txt"]
     assert found(params, "./data/a.txt", "data/*.txt", str(Path("data/a.txt").resolve())) == [
