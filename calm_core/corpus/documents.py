@@ -19,7 +19,7 @@ import botocore
 from calm_core.corpus.botocore_docs import LICENCE, botocore_documents
 from calm_core.corpus.datasets_stream import dataset_tables
 from calm_core.corpus.file_readers import file_tables
-from calm_core.corpus.rows import Table
+from calm_core.corpus.rows import Table, in_batches
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams
 
@@ -129,7 +129,7 @@ def _tables(corpus: CorpusParams, mark: Mark) -> Iterator[Table]:
                 f"corpus.botocore_version is {corpus.botocore_version} but {botocore.__version__} is installed; "
                 "install requirements.lock, or set it to the installed version"
             )
-        return (Table([document["text"]]) for document in botocore_documents())
+        return map(Table, in_batches(document["text"] for document in botocore_documents()))
     if corpus.source == "files":
         return file_tables(corpus, mark.file, mark.position)
     return dataset_tables(corpus, mark.position)

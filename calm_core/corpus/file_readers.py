@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from calm_core.corpus.json_rows import json_rows
-from calm_core.corpus.parquet_rows import parquet_rows
+from calm_core.corpus.parquet_rows import parquet_rows, require_column
 from calm_core.corpus.plain_text import text_rows
 from calm_core.corpus.rows import Position, Rows, Table
 from calm_core.corpus.text_files import file_format, told_source_files
@@ -15,18 +16,16 @@ from calm_core.params import CorpusParams
 
 def file_tables(corpus: CorpusParams, first: int, position: Position | None) -> Iterator[Table]:
     """The texts of ``source_files``, from ``position`` in file number ``first`` on."""
-    for number, path in enumerate(told_source_files(corpus)):
-        if number < first:
-            continue
+    files = list(enumerate(told_source_files(corpus)))[first:]
+    for _, path in files:
+        if file_format(path) == "parquet":  # whose columns can be known before hours of work
+            with _told_of(path):
+                require_column(path, corpus.text_field)
+    for number, path in files:
         start = (position if number == first else None) or {}
-        try:
+        with _told_of(path):
             for texts, after in _read(path, corpus, start):
                 yield Table(texts, (number, after) if after else None)
-        except (CalmError, MemoryError):
-            raise
-        except Exception as error:  # each decompressor has kinds of its own
-            why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-            raise CalmError(f"{path} cannot be read: {why}; cut short or damaged? fetch or make it again") from None
         yield Table([], (number + 1, None))
 
 
@@ -34,6 +33,18 @@ def count_texts(files: list[Path], unit: str, most: int) -> int:
     """How many texts the text ``files`` hold by ``unit``; reads no further than ``most``."""
     texts = (text for path in files for rows, _ in text_rows(path, unit) for text in rows)
     return sum(1 for _ in itertools.islice(texts, most))
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Any error of reading ``path`` becomes a CalmError with its name."""
+    try:
+        yield
+    except (CalmError, MemoryError):
+        raise
+    except Exception as error:  # each decompressor has kinds of its own
+        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise CalmError(f"{path} cannot be read: {why}; cut short or damaged? fetch or make it again") from None
 
 
 def _read(path: Path, corpus: CorpusParams, start: Position) -> Iterator[Rows]:

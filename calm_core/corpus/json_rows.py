@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calm_core.corpus.rows import BATCH_ROWS, Rows, Texts
+from calm_core.corpus.rows import BATCH_ROWS, Rows, Texts, in_batches
 from calm_core.corpus.utf8 import decoded, opened_utf8
 from calm_core.errors import CalmError
 
@@ -28,7 +28,7 @@ def json_rows(path: Path, field: str, byte: int = 0, line: int = 1) -> Iterator[
     rows = JsonRows(str(path), field, found=byte > 0)
     with opened_utf8(path, byte) as file:
         if byte == 0 and _is_whole(file, path):
-            yield from ((texts, None) for texts in _batches(rows.of_whole(decoded(file.read(), path, 0, 1))))
+            yield from ((texts, None) for texts in in_batches(rows.of_whole(decoded(file.read(), path, 0, 1))))
         else:
             while lines := list(itertools.islice(file, BATCH_ROWS)):
                 texts: Texts = []
@@ -144,11 +144,6 @@ def _after_spaces(text: str, at: int) -> int:
 def _kind(value: Any) -> str:
     names = {bool: "true or false", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), "null")
-
-
-def _batches(texts: Iterator[str | None]) -> Iterator[Texts]:
-    while batch := list(itertools.islice(texts, BATCH_ROWS)):
-        yield batch
 
 
 def _require_characters(text: str, place: str) -> None:

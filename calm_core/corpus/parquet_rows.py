@@ -21,16 +21,10 @@ from calm_core.errors import CalmError, one_line
 def parquet_rows(path: Path, field: str, row: int = 0) -> Iterator[Rows]:
     """A Parquet file's column ``field``, from ``row`` on."""
     with _seekable(path) as opened, pyarrow.parquet.ParquetFile(opened, buffer_size=PIECE_BYTES) as file:
-        schema, groups = file.schema_arrow, file.metadata.num_row_groups
-        if file.metadata.num_rows == 0:
+        _require_text(file, path, field)
+        if file.metadata.num_rows == 0:  # then there need be no such column
             return
-        if field not in schema.names:
-            raise CalmError(f"{path} has no field {field!r}; corpus.text_field can be: {', '.join(schema.names)}")
-        if not _holds_text(kind := schema.field(field).type):
-            texts = ", ".join(column.name for column in schema if _holds_text(column.type)) or "nowhere"
-            raise CalmError(
-                f"{path}: field {field!r} holds {kind}, not text; change corpus.text_field (text here: {texts})"
-            )
+        groups = file.metadata.num_row_groups
         begins = [0, *itertools.accumulate(file.metadata.row_group(group).num_rows for group in range(groups))]
         first = max(group for group in range(groups + 1) if begins[group] <= row)
         number = begins[first]
@@ -39,6 +33,26 @@ def parquet_rows(path: Path, field: str, row: int = 0) -> Iterator[Rows]:
             number += len(batch)
             if number > row:
                 yield _values(column, path, number - len(column) + 1), {"row": number}
+
+
+def require_column(path: Path, field: str) -> None:
+    """Raise CalmError if the Parquet file at ``path``, unless it is packed, is damaged or has no text in ``field``."""
+    if not path.name.lower().endswith(COMPRESSED):
+        with _seekable(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
+            _require_text(file, path, field)
+
+
+def _require_text(file: pyarrow.parquet.ParquetFile, path: Path, field: str) -> None:
+    schema = file.schema_arrow
+    if file.metadata.num_rows == 0:
+        return
+    if field not in schema.names:
+        raise CalmError(f"{path} has no field {field!r}; corpus.text_field can be: {', '.join(schema.names)}")
+    if not _holds_text(kind := schema.field(field).type):
+        texts = ", ".join(column.name for column in schema if _holds_text(column.type)) or "nowhere"
+        raise CalmError(
+            f"{path}: field {field!r} holds {kind}, not text; change corpus.text_field (text here: {texts})"
+        )
 
 
 def _holds_text(kind: pyarrow.DataType) -> bool:

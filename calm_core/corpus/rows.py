@@ -1,5 +1,7 @@
 """What readers of a corpus hand on: the texts of some rows, and where reading can go on after them."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 PIECE_BYTES = 1 << 20
@@ -24,3 +26,10 @@ class Table(NamedTuple):
     texts: Texts
     mark: tuple[int, Position | None] | None = None
     """Where reading can go on after them: the number of a file and the position in it. None: not there."""
+
+
+def in_batches(texts: Iterable[str | None]) -> Iterator[Texts]:
+    """``texts``, ``BATCH_ROWS`` at a time."""
+    rest = iter(texts)
+    while batch := list(itertools.islice(rest, BATCH_ROWS)):
+        yield batch

@@ -1,8 +1,8 @@
 """Which files on this machine a corpus is read from: what `corpus.paths` stands for, and what is left out of it.
 
 A path to a file is taken as it is. Of a folder and of what a glob finds, those files are left out that downloads,
-Spark, DVC or git put beside the data (`_SUCCESS`, `.gitkeep`, README.md, LICENSE), and those of other formats; what is
-left out and what is read is told. Nothing here opens a file of text.
+Spark, DVC or git put beside the data (`_SUCCESS`, `.gitkeep`, README.md, LICENSE), those of other formats, and archives
+beside what was unpacked of them; what is left out and what is read is told. Nothing here opens a file of text.
 """
 
 import glob
@@ -79,9 +79,9 @@ def file_format(path: Path) -> str | None:
 
 def _endings(path: Path) -> tuple[str, str]:
     """The ending of the format and that of the compression, each "" if there is none; in small letters."""
-    name = path.name.lower()
-    packed = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
-    return Path(name.removesuffix(packed)).suffix, packed
+    # By strings, since there may be a hundred thousand of them.
+    stem, ending = os.path.splitext(path.name.lower())  # noqa: PTH122
+    return (os.path.splitext(stem)[1], ending) if ending in COMPRESSED else (ending, "")  # noqa: PTH122
 
 
 def _found(corpus: CorpusParams) -> _Found:
@@ -90,17 +90,29 @@ def _found(corpus: CorpusParams) -> _Found:
         return _Found([path for path in _walk(Path(corpus.dataset).expanduser()) if path.is_file()], [])
     files: dict[str, Path] = {}
     left_out: dict[str, Path] = {}
+    folders: dict[Path, str] = {}
     for pattern in corpus.paths if corpus.source == "files" else ():
         found = _expand(pattern)
         # By what a path leads to: two patterns, or links of a download's cache, may name one file twice.
         for path in found.files:
-            files.setdefault(os.path.realpath(path), path)
-        left_out.update((os.path.realpath(path), path) for path in found.left_out)
+            files.setdefault(_real(path, folders), path)
+        left_out.update((_real(path, folders), path) for path in found.left_out)
     return _Found(list(files.values()), [path for real, path in left_out.items() if real not in files])
+
+
+def _real(path: Path, folders: dict[Path, str]) -> str:
+    """``os.path.realpath``, which takes a call of the system for each step of a path: once for each folder."""
+    if path.is_symlink():
+        return os.path.realpath(path)
+    if (folder := folders.get(path.parent)) is None:
+        folder = folders[path.parent] = os.path.realpath(path.parent)
+    return f"{folder}/{path.name}"
 
 
 def _expand(pattern: str) -> _Found:
     """The files that a path, a folder or a glob stands for, in alphabetical order."""
+    if not pattern.strip():
+        raise CalmError("corpus.paths holds an empty path; name a file, a folder or a glob")
     try:
         # A name is taken as it is where it exists: it may look like a glob, or begin with "~".
         here = pattern if Path(pattern).exists() else os.path.expandvars(Path(pattern).expanduser())
@@ -118,6 +130,8 @@ def _expand(pattern: str) -> _Found:
     files = [path for path in found if path.is_file() and file_format(path)]
     files = [path for path in files if path.name.lower() not in _ABOUT_DATASETS]
     files = [path for path in files if not _is_about(path)] or files
+    names = set(map(str, files))
+    files = [path for path in files if not (packed := _endings(path)[1]) or str(path)[: -len(packed)] not in names]
     left_out = sorted(set(found) - set(files))
     if not files:
         raise CalmError(f"corpus.paths: {pattern} matches no file{_why_none(left_out, here)}")

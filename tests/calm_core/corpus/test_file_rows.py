@@ -70,10 +70,11 @@ def test_columns_of_parquet_files_side_by_side_do_not_matter(tmp_path: Path, par
     save(tmp_path / "a.parquet", {"text": ["one", "two"], "id": [1, 2]})
     save(tmp_path / "b.parquet", {"id": ["x"], "text": ["three"], "url": ["u"]})
     save(tmp_path / "c.parquet", {"text": pyarrow.array([], pyarrow.string())})
+    save(tmp_path / "c2.parquet", {"id": pyarrow.array([], pyarrow.string())})
     assert list(documents(files(params, tmp_path))) == ["one", "two", "three"]
     save(tmp_path / "d.parquet", {"content": ["four"], "id": [1]})
     with pytest.raises(CalmError, match="d.parquet has no field 'text'; corpus.text_field can be: content, id$"):
-        list(documents(files(params, tmp_path)))
+        next(documents(files(params, tmp_path)))  # before the first is read
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,18 @@ def test_what_is_named_is_read(params: Params) -> None:
     assert found(params, "only") == ["only/README.md"]  # there is nothing else
 
 
+def test_an_archive_beside_what_was_unpacked_of_it(params: Params) -> None:
+    write("data/a.txt", "data/a.txt.gz", "data/b.jsonl.ZST", "data/c.txt.xz", "data/c.txt.bz2")
+    assert found(params, "data") == ["data/a.txt", "data/b.jsonl.ZST", "data/c.txt.bz2", "data/c.txt.xz"]
+    assert found(params, "data/a.txt.gz") == ["data/a.txt.gz"]
+
+
+def test_an_empty_path_is_no_folder(params: Params) -> None:
+    write("a.txt")
+    with pytest.raises(CalmError, match="an empty path"):
+        found(params, " ")
+
+
 def test_each_file_once(params: Params) -> None:
     write("data/a.txt", "data/b.txt", "other/c.txt")
     Path("data/link.txt").symlink_to("a.txt")
