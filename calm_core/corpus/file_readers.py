@@ -44,7 +44,10 @@ def _told_of(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # each decompressor has kinds of its own
         why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise CalmError(f"{path} cannot be read: {why}; cut short or damaged? fetch or make it again") from None
+        remedy = "cut short or damaged? fetch or make it again"
+        if "too much memory" in why:  # of zstd, which has no other word for it
+            remedy = "it was packed with a long window; unpack it: zstd -d --long=31"
+        raise CalmError(f"{path} cannot be read: {why}; {remedy}") from None
 
 
 def _read(path: Path, corpus: CorpusParams, start: Position) -> Iterator[Rows]:

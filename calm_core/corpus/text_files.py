@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from calm_core.errors import CalmError
+from calm_core.errors import CalmError, single_line
 from calm_core.params import CorpusParams
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -68,7 +68,7 @@ def told_source_files(corpus: CorpusParams) -> list[Path]:
     line = f"corpus: {many}, {_bytes(size)}: {_names(found.files)}"
     if found.left_out:
         line += f"; left out: {_names(found.left_out)}"
-    print(CalmError(line), file=sys.stderr, flush=True)  # escapes what a name may hold
+    print(single_line(line), file=sys.stderr, flush=True)
     return found.files
 
 

@@ -100,8 +100,8 @@ def _smaller_units(corpus: CorpusParams) -> str:
     numbers = {unit: count_texts(files, unit, MOST_COUNTED) for unit in ("paragraph", "line")}
     if max(numbers.values()) <= len(files):
         return ""
-    told = [f"{unit} ({'at least ' * (count == MOST_COUNTED)}{count:,} here)" for unit, count in numbers.items()]
-    return f"; set corpus.text_unit to what is to be a document: {', or '.join(told)}"
+    told = [f"{unit} ({'at least ' * (count == MOST_COUNTED)}{count:,} documents)" for unit, count in numbers.items()]
+    return f"; set corpus.text_unit to {' or '.join(told)}"
 
 
 class _Counts(NamedTuple):

@@ -136,7 +136,7 @@ GOOD = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range
         ('{"text": false}\n', ", line 201: field 'text' holds true or false, not text"),
         ('{"text": [{"content": "x"}], "title": "t"}\n', "holds a list, not text; change corpus.text_field (text h"),
         ('{"text": "\\ud800"}\n', ", line 201: the text holds \\ud800, half a character"),
-        ('{"text": "x", "b": ' + "[" * 9999 + "]" * 9999 + "}\n", "line 201 nests too many levels"),
+        ('{"text": "x", "b": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 201 nests too many levels"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("more", ["", '{"text": "more"}\n'])
@@ -254,7 +254,7 @@ def test_one_text_file_says_how_to_divide_it(tmp_path: Path, smoke: Params) -> N
     path.write_text("".join(f"Speaker {number}:\nSome words\n\n" for number in range(700)))
     assert [count_texts([path], unit, 10_000) for unit in ("document", "paragraph", "line")] == [1, 700, 1400]
     params = smoke.model_copy(update={"corpus": files(smoke, path)})
-    told = "to what is to be a document: paragraph (700 here), or line (1,400 here)"
+    told = "to paragraph (700 documents) or line (1,400 documents)"
     with pytest.raises(CalmError, match="input.txt is one document, but both splits need text") as raised:
         tokenise(params, tmp_path)
     assert str(raised.value).endswith(f"set corpus.text_unit {told}")
