@@ -1,16 +1,14 @@
 """The texts of the files of a corpus, one file after the other, as a stream that can begin inside a file."""
 
-import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from calm_core.corpus.faults import told_of
 from calm_core.corpus.json_rows import json_rows
 from calm_core.corpus.parquet_rows import parquet_rows, require_column
 from calm_core.corpus.plain_text import text_rows
 from calm_core.corpus.rows import Position, Rows, Table
 from calm_core.corpus.text_files import file_format, told_source_files
-from calm_core.errors import CalmError, one_line
 from calm_core.params import CorpusParams
 
 
@@ -19,35 +17,14 @@ def file_tables(corpus: CorpusParams, first: int, position: Position | None) -> 
     files = list(enumerate(told_source_files(corpus)))[first:]
     for _, path in files:
         if file_format(path) == "parquet":  # whose columns can be known before hours of work
-            with _told_of(path):
+            with told_of(path):
                 require_column(path, corpus.text_field)
     for number, path in files:
         start = (position if number == first else None) or {}
-        with _told_of(path):
+        with told_of(path):
             for texts, after in _read(path, corpus, start):
                 yield Table(texts, (number, after) if after else None)
         yield Table([], (number + 1, None))
-
-
-def count_texts(files: list[Path], unit: str, most: int) -> int:
-    """How many texts the text ``files`` hold by ``unit``; reads no further than ``most``."""
-    texts = (text for path in files for rows, _ in text_rows(path, unit) for text in rows)
-    return sum(1 for _ in itertools.islice(texts, most))
-
-
-@contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Any error of reading ``path`` becomes a CalmError with its name."""
-    try:
-        yield
-    except (CalmError, MemoryError):
-        raise
-    except Exception as error:  # each decompressor has kinds of its own
-        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        remedy = "cut short or damaged? fetch or make it again"
-        if "too much memory" in why:  # of zstd, which has no other word for it
-            remedy = "it was packed with a long window; unpack it: zstd -d --long=31"
-        raise CalmError(f"{path} cannot be read: {why}; {remedy}") from None
 
 
 def _read(path: Path, corpus: CorpusParams, start: Position) -> Iterator[Rows]:

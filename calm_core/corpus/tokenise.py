@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from calm_core.corpus.documents import Documents, Mark, Place, describe, is_validation
-from calm_core.corpus.file_readers import count_texts
+from calm_core.corpus.plain_text import count_units
 from calm_core.corpus.text_files import file_format, source_files
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
@@ -32,7 +32,7 @@ TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
 
 MOST_COUNTED = 100_000
-"""Paragraphs and lines that are counted for a message."""
+"""Lines that are counted for a message."""
 
 
 def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) -> dict[str, Any]:
@@ -97,10 +97,11 @@ def _smaller_units(corpus: CorpusParams) -> str:
     files = [path for path in source_files(corpus) if file_format(path) == "text"]
     if corpus.source != "files" or corpus.text_unit != "document" or not files:
         return ""
-    numbers = {unit: count_texts(files, unit, MOST_COUNTED) for unit in ("paragraph", "line")}
-    if max(numbers.values()) <= len(files):
+    units = count_units(files, MOST_COUNTED)
+    if units["line"] <= len(files):
         return ""
-    told = [f"{unit} ({'at least ' * (count == MOST_COUNTED)}{count:,} documents)" for unit, count in numbers.items()]
+    more = "or more " if units["line"] == MOST_COUNTED else ""
+    told = [f"{unit} ({count:,} {more}documents)" for unit, count in units.items()]
     return f"; set corpus.text_unit to {' or '.join(told)}"
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from calm_core.corpus.documents import documents
-from calm_core.corpus.file_readers import count_texts
+from calm_core.corpus.plain_text import count_units
 from calm_core.corpus.tokenise import tokenise
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
@@ -249,15 +249,29 @@ def test_paragraphs_end_where_they_end_whatever_is_read_at_once(
             assert read(params, tmp_path / "a.txt", content, text_unit="line") == "\n".join(paragraphs).split("\n")
 
 
+def test_units_are_counted_as_they_are_read(tmp_path: Path, params: Params) -> None:
+    draws, path = random.Random(0), tmp_path / "a.txt"
+    for _ in range(100):
+        content = "".join(draws.choices(["a", "b c", "\n", "\n\n", "\r\n", " ", "\n \n"], k=draws.randrange(30)))
+        path.write_bytes(f"x\n{content}".encode())
+        texts = {unit: len(list(documents(files(params, path, text_unit=unit)))) for unit in ("paragraph", "line")}
+        assert count_units([path, path], 1000) == {unit: 2 * number for unit, number in texts.items()}
+    path.write_text("line\n" * 50)
+    assert count_units([path], 20) == {"paragraph": 1, "line": 20}
+
+
 def test_one_text_file_says_how_to_divide_it(tmp_path: Path, smoke: Params) -> None:
     path = tmp_path / "input.txt"
     path.write_text("".join(f"Speaker {number}:\nSome words\n\n" for number in range(700)))
-    assert [count_texts([path], unit, 10_000) for unit in ("document", "paragraph", "line")] == [1, 700, 1400]
     params = smoke.model_copy(update={"corpus": files(smoke, path)})
     told = "to paragraph (700 documents) or line (1,400 documents)"
     with pytest.raises(CalmError, match="input.txt is one document, but both splits need text") as raised:
         tokenise(params, tmp_path)
     assert str(raised.value).endswith(f"set corpus.text_unit {told}")
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(path.read_bytes())[:-9])
+    with pytest.raises(CalmError, match="cut.txt.gz cannot be read: Compressed file ended"):
+        tokenise(smoke.model_copy(update={"corpus": files(smoke, tmp_path / "cut.txt.gz")}), tmp_path)
+    (tmp_path / "cut.txt.gz").unlink()
     paragraphs = files(smoke, path, text_unit="paragraph")
     (tmp_path / "tokens").mkdir()
     splits = tokenise(smoke.model_copy(update={"corpus": paragraphs}), tmp_path / "tokens")["splits"]
