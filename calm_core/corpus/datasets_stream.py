@@ -43,8 +43,8 @@ def dataset_tables(corpus: CorpusParams, position: Position | None) -> Iterator[
     except (CalmError, MemoryError):
         raise
     except Exception as error:  # of datasets, of Arrow, of the network
-        here = "; corpus.source: files may read its files" if Path(corpus.dataset).is_dir() else ""
-        raise CalmError(f"{name} cannot be read after row {row:,}: {one_line(error)}{here}") from None
+        remedy = "; corpus.source: files may read its files" if Path(corpus.dataset).is_dir() else ""
+        raise CalmError(f"{name} cannot be read after row {row:,}: {one_line(error)}{remedy}") from None
 
 
 def _values(table: Any, field: str, name: str, row: int) -> Texts:
