@@ -1,6 +1,6 @@
 """Where text comes from: botocore's documentation, local files, or any Hugging Face dataset.
 
-Every source is streamed, files and datasets by `datasets`: only the longest document has to fit in memory. A hash of
+Every source is streamed: only the longest document has to fit in memory. A hash of
 its text alone assigns a document to a split: it never moves between splits, whatever else is added, and copies of a
 text stay in one split.
 
@@ -9,17 +9,18 @@ without opening earlier files again. Only botocore's documentation is always rea
 """
 
 import hashlib
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import botocore
-import datasets
 
 from calm_core.corpus.botocore_docs import LICENCE, botocore_documents
-from calm_core.corpus.text_files import TableIsRead, field_texts, file_texts
-from calm_core.errors import CalmError, one_line
+from calm_core.corpus.datasets_stream import dataset_tables
+from calm_core.corpus.file_readers import file_tables
+from calm_core.corpus.rows import Table, in_batches
+from calm_core.errors import CalmError
 from calm_core.params import CorpusParams
 
 MARK_DOCUMENTS = 4096
@@ -27,13 +28,15 @@ MARK_DOCUMENTS = 4096
 
 
 class Mark(NamedTuple):
-    """A position to seek to: before document number ``documents``, within a group of files or a dataset."""
+    """A position to seek to: before document number ``documents``, within a file or a dataset."""
 
     documents: int = 0
-    group: int = 0
-    """Which group of files of one format is being read."""
-    state: dict[str, Any] | None = None
-    """The state of the stream in `datasets`; plain JSON."""
+    file: int = 0
+    """Which file is being read."""
+    position: dict[str, Any] | None = None
+    """Where in it, or the state of a stream in `datasets`; plain JSON."""
+    without_text: int = 0
+    """Rows before it that are no documents, since they have no text."""
 
 
 class Place(NamedTuple):
@@ -46,6 +49,8 @@ class Place(NamedTuple):
 class Documents:
     """The texts of a corpus in their order, empty ones left out, at most ``corpus.documents``, from ``start`` on.
 
+    In the end a line on standard error says how many rows had no text.
+
     Iterating raises CalmError: a file is missing, of an unknown format, not UTF-8 or damaged; a dataset or a field
     cannot be found; there is no text at all.
     """
@@ -54,21 +59,28 @@ class Documents:
         self._corpus, self._start = corpus, start
         # Reading runs ahead of encoding by some batches, so marks are kept until a place after them is asked for.
         self._marks = deque([start.mark])
-        self._read = start.mark.documents
+        self._read, self._without_text = start.mark.documents, start.mark.without_text
 
     def __iter__(self) -> Iterator[str]:
         if self._start.documents == self._corpus.documents:
             return
-        for text in _texts(self._corpus, self._start.mark, self._table_is_read):
-            if not text or text.isspace():
-                continue
-            self._read += 1
-            if self._read > self._start.documents:
-                yield text
-            if self._read == self._corpus.documents:
-                return
+        for table in _tables(self._corpus, self._start.mark):
+            for text in table.texts:
+                if not text or text.isspace():
+                    self._without_text += 1
+                    continue
+                self._read += 1
+                if self._read > self._start.documents:
+                    yield text
+                if self._read == self._corpus.documents:
+                    return self._tell()
+            # Not at every table: a resumed stream may as well skip some documents.
+            if table.mark and self._read >= self._marks[-1].documents + MARK_DOCUMENTS:
+                self._marks.append(Mark(self._read, *table.mark, self._without_text))
         if self._read == 0:
-            raise CalmError(f"the corpus holds no text: {describe(self._corpus)['source']}")
+            rows = f" in {self._without_text:,} rows" if self._without_text else ""
+            raise CalmError(f"the corpus holds no text{rows}: {describe(self._corpus)['source']}")
+        self._tell()
 
     def place(self, documents: int) -> Place:
         """Where to resume before document number ``documents``, which has been read; non-decreasing over calls.
@@ -79,10 +91,13 @@ class Documents:
             self._marks.popleft()
         return Place(documents, self._marks[0])
 
-    def _table_is_read(self, group: int, state: Callable[[], dict[str, Any]]) -> None:
-        # Not at every table: a mark holds the state of a stream, and a resumed one may as well skip some documents.
-        if self._read >= self._marks[-1].documents + MARK_DOCUMENTS:
-            self._marks.append(Mark(self._read, group, state()))
+    def _tell(self) -> None:
+        if self._without_text:
+            rows = self._read + self._without_text
+            line = (
+                f"corpus: {self._without_text:,} of {rows:,} rows have no text (null, absent or empty) and were skipped"
+            )
+            print(line, file=sys.stderr, flush=True)
 
 
 def documents(corpus: CorpusParams) -> Iterator[str]:
@@ -107,28 +122,14 @@ def is_validation(text: str, validation_percent: float) -> bool:
     return fraction < validation_percent / 100
 
 
-def _texts(corpus: CorpusParams, mark: Mark, table_is_read: TableIsRead) -> Iterator[str]:
+def _tables(corpus: CorpusParams, mark: Mark) -> Iterator[Table]:
     if corpus.source == "botocore":
         if botocore.__version__ != corpus.botocore_version:
             raise CalmError(
                 f"corpus.botocore_version is {corpus.botocore_version} but {botocore.__version__} is installed; "
                 "install requirements.lock, or set it to the installed version"
             )
-        yield from (document["text"] for document in botocore_documents())
-    elif corpus.source == "files":
-        yield from file_texts(corpus, mark.group, mark.state, table_is_read)
-    else:
-        opened = _open_dataset(corpus)
-        yield from field_texts(opened, corpus.text_field, corpus.dataset, mark.state, partial(table_is_read, 0))
-
-
-def _open_dataset(corpus: CorpusParams) -> Any:
-    split = corpus.dataset_split
-    try:
-        return datasets.load_dataset(corpus.dataset, corpus.configuration or None, split=split, streaming=True)
-    except Exception as error:  # datasets raises many kinds, all of which say why
-        # `datasets` has run no scripts since its version 4, whatever it is asked to trust.
-        remedy = "; no code of a dataset is run: convert it to Parquet" if "script" in str(error) else ""
-        raise CalmError(
-            f"dataset {corpus.dataset!r} (split {split!r}) cannot be opened: {one_line(error)}{remedy}"
-        ) from None
+        return map(Table, in_batches(document["text"] for document in botocore_documents()))
+    if corpus.source == "files":
+        return file_tables(corpus, mark.file, mark.position)
+    return dataset_tables(corpus, mark.position)

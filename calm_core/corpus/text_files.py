@@ -1,157 +1,211 @@
-"""Text in local files (.txt, .jsonl, .parquet, also compressed) and in the tables of `datasets`, read as a stream.
+"""Which files on this machine a corpus is read from: what `corpus.paths` stands for, and what is left out of it.
 
-Files of one format that follow each other are one dataset, so that a stream can be opened again at a mark inside it.
+A path to a file is taken as it is. Of a folder and of what a glob finds, those files are left out that downloads,
+Spark, DVC or git put beside the data (`_SUCCESS`, `.gitkeep`, README.md, LICENSE), those of other formats, and archives
+beside what was unpacked of them; what is left out and what is read is told. Nothing here opens a file of text.
 """
 
-import codecs
 import glob
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import groupby
+import os
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import datasets
-
-from calm_core.corpus.compression import COMPRESSED, can_decompress, open_decompressed
-from calm_core.corpus.json_guard import require_objects
-from calm_core.errors import CalmError, one_line
+from calm_core.errors import CalmError, single_line
 from calm_core.params import CorpusParams
 
-# It would tell a server of each file of the user's that it opens, and wait for seconds where there is no network.
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of files that are decompressed."""
 
-PIECE_BYTES = 1 << 20
-"""Of a text or JSON file, what `datasets` reads at once: a tenth of its own choice, which takes many times that in
-memory and is no faster."""
-
-BATCH_ROWS = 64
-"""Rows of a dataset that are in memory together, apart from such a piece."""
-
-_FORMATS = {
+FORMATS = {
     ".txt": "text", ".text": "text", ".md": "text",
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".parquet": "parquet",
 }  # fmt: skip
 
-TableIsRead = Callable[[int, Callable[[], dict[str, Any]]], None]
-"""Called with the number of the group of files and a way to ask for the state of its dataset."""
+_REMEDIES = {
+    (".csv", ".tsv"): "make it Parquet, for instance with polars: read_csv(...).write_parquet(...)",
+    (".arrow",): "make it Parquet: datasets.load_from_disk(...).to_parquet(...)",
+    (".zip", ".tar", ".tgz", ".7z", ".rar"): "unpack it",
+    (".html", ".htm", ".xml", ".pdf", ".epub", ".doc", ".docx", ".rtf"): "convert it to text",
+}
+
+_ABOUT = re.compile(r"readme([-_.].*)?|(licen[cs]e|copying)([-.].*)?")
+_ABOUT_DATASETS = {"dataset_info.json", "dataset_infos.json", "state.json"}
+
+_TOLD = 3
+"""Names that are told of many."""
+
+
+class _Found(NamedTuple):
+    files: list[Path]
+    left_out: list[Path]
 
 
 def source_files(corpus: CorpusParams) -> list[Path]:
-    """The files on this machine that ``corpus`` is read from; none if it comes from elsewhere or is installed."""
-    if corpus.source == "files":
-        return [path for pattern in corpus.paths for path in _expand(pattern)]
-    if corpus.source == "huggingface" and Path(corpus.dataset).is_dir():
-        return _expand(corpus.dataset)
-    return []
+    """The files on this machine that ``corpus`` is read from, each once; none if it comes from elsewhere.
+
+    Raises:
+        CalmError: a path matches no file, or names one of an unknown format.
+    """
+    return _found(corpus).files
 
 
-def file_texts(
-    corpus: CorpusParams, first_group: int, state: dict[str, Any] | None, table_is_read: TableIsRead
-) -> Iterator[str]:
-    """The texts of ``source_files``, from group of files number ``first_group`` on, whose dataset is in ``state``."""
-    for number, ((kind, _), group) in enumerate(groupby(source_files(corpus), key=_read_together)):
-        files = [str(path) for path in group]
-        if number < first_group:
-            continue
-        group_state = state if number == first_group else None
-        options: dict[str, Any] = {"sample_by": corpus.text_unit} if kind == "text" else {}
-        if kind != "parquet":
-            options["chunksize"] = PIECE_BYTES
-        field = "text" if kind == "text" else corpus.text_field
-        try:
-            for file in files if kind == "json" else ():
-                require_objects(Path(file))
-            opened = datasets.load_dataset(
-                kind, data_files=[glob.escape(file) for file in files], split="train", streaming=True, **options
-            )
-            name = files[0] if len(files) == 1 else f"{files[0]} and others"
-            yield from field_texts(opened, field, name, group_state, partial(table_is_read, number))
-        except (CalmError, MemoryError):
-            raise
-        except Exception as error:
-            for path in map(Path, files):
-                _require_readable_text(path)
-            raise CalmError(f"{', '.join(files)} cannot be read as {kind}: {one_line(error)}") from None
+def told_source_files(corpus: CorpusParams) -> list[Path]:
+    """``source_files``, after a line on standard error that says how many, how large, and what was left out.
+
+    Raises:
+        CalmError: also where one of them may not be read.
+    """
+    found = _found(corpus)
+    for path in found.files:
+        if not os.access(path, os.R_OK):
+            raise CalmError(f"{path} cannot be read: permission denied; give yourself the right, or leave it out")
+    size = sum(path.stat().st_size for path in found.files)
+    many = "1 file" if len(found.files) == 1 else f"{len(found.files):,} files"
+    line = f"corpus: {many}, {_bytes(size)}: {_names(found.files)}"
+    if found.left_out:
+        line += f"; left out: {_names(found.left_out)}"
+    print(single_line(line), file=sys.stderr, flush=True)
+    return found.files
 
 
-def field_texts(
-    dataset: Any,
-    field: str,
-    name: str,
-    state: dict[str, Any] | None,
-    table_is_read: Callable[[Callable[[], dict[str, Any]]], None],
-) -> Iterator[str]:
-    """The values of ``field`` in a `datasets` stream called ``name``, from its ``state`` on, which was read before."""
-    # Arrow tables of a few rows: one row at a time, datasets takes longer than the tokenizer does for a short text.
-    tables = dataset.with_format("arrow")
-    if state is not None:
-        tables.load_state_dict(state)
-    for table in tables.iter(BATCH_ROWS):
-        if field not in table.column_names:
-            raise CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(table.column_names)}")
-        for value in table[field].to_pylist():
-            if not isinstance(value, str):
-                kind = type(value).__name__
-                raise CalmError(f"{name}: field {field!r} holds {kind}, not text; change corpus.text_field")
-            yield value
-        table_is_read(tables.state_dict)
+def file_format(path: Path) -> str | None:
+    """How ``path`` is read, by its name: "text", "json" or "parquet"; None if that is not known."""
+    return FORMATS.get(_endings(path)[0])
 
 
-def _read_together(path: Path) -> tuple[str, Path | None]:
-    """What two files that follow each other must share to be one dataset; each file of JSON is looked through alone."""
-    kind = _format(path)
-    return kind, path if kind == "json" else None
+def _endings(path: Path) -> tuple[str, str]:
+    """The ending of the format and that of the compression, each "" if there is none; in small letters."""
+    # By strings, since there may be a hundred thousand of them.
+    stem, ending = os.path.splitext(path.name.lower())  # noqa: PTH122
+    return (os.path.splitext(stem)[1], ending) if ending in COMPRESSED else (ending, "")  # noqa: PTH122
 
 
-def _expand(pattern: str) -> list[Path]:
+def _found(corpus: CorpusParams) -> _Found:
+    if corpus.source == "huggingface" and Path(corpus.dataset).expanduser().is_dir():
+        # What `datasets` makes of them is its own affair, the card in README.md included.
+        return _Found([path for path in _walk(Path(corpus.dataset).expanduser()) if path.is_file()], [])
+    files: dict[str, Path] = {}
+    left_out: dict[str, Path] = {}
+    folders: dict[Path, str] = {}
+    for pattern in corpus.paths if corpus.source == "files" else ():
+        found = _expand(pattern)
+        # By what a path leads to: two patterns, or links of a download's cache, may name one file twice.
+        for path in found.files:
+            files.setdefault(_real(path, folders), path)
+        left_out.update((_real(path, folders), path) for path in found.left_out)
+    return _Found(list(files.values()), [path for real, path in left_out.items() if real not in files])
+
+
+def _real(path: Path, folders: dict[Path, str]) -> str:
+    """``os.path.realpath``, which takes a call of the system for each step of a path: once for each folder."""
+    if path.is_symlink():
+        return os.path.realpath(path)
+    if (folder := folders.get(path.parent)) is None:
+        folder = folders[path.parent] = os.path.realpath(path.parent)
+    return f"{folder}/{path.name}"
+
+
+def _expand(pattern: str) -> _Found:
     """The files that a path, a folder or a glob stands for, in alphabetical order."""
+    if not pattern.strip():
+        raise CalmError("corpus.paths holds an empty path; name a file, a folder or a glob")
     try:
-        if Path(pattern).is_file():
-            found = [Path(pattern)]  # its name may look like a glob
-        elif Path(pattern).is_dir():
-            found = sorted(Path(pattern).rglob("*"))
+        # A name is taken as it is where it exists: it may look like a glob, or begin with "~".
+        here = pattern if Path(pattern).exists() else os.path.expandvars(Path(pattern).expanduser())
+        if Path(here).is_file():
+            if file_format(Path(here)) is None:
+                raise CalmError(f"{here} is of an unknown format; {_remedy(Path(here))}")
+            return _Found([Path(here)], [])
+        if Path(here).is_dir():
+            found = list(_walk(Path(here)))
         else:
-            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-        # Folders that a glob finds have no text; a pipe or a device might never end.
-        found = [path for path in found if path.is_file()]
-    except OSError as error:
-        raise CalmError(f"corpus.paths: {pattern}: {error.strerror}") from None
-    if not found:
-        raise CalmError(f"corpus.paths: {pattern} matches no file")
-    return found
+            found = [path for path in _glob(here) if not path.is_dir()]
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home of such a user
+        raise CalmError(f"corpus.paths: {pattern}: {getattr(error, 'strerror', None) or error}") from None
+    # A pipe or a device might never end, and a link may lead nowhere.
+    files = [path for path in found if path.is_file() and file_format(path)]
+    files = [path for path in files if path.name.lower() not in _ABOUT_DATASETS]
+    files = [path for path in files if not _is_about(path)] or files
+    names = set(map(str, files))
+    files = [path for path in files if not (packed := _endings(path)[1]) or str(path)[: -len(packed)] not in names]
+    left_out = sorted(set(found) - set(files))
+    if not files:
+        raise CalmError(f"corpus.paths: {pattern} matches no file{_why_none(left_out, here)}")
+    return _Found(files, left_out)
 
 
-def _format(path: Path) -> str:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
-    if path.suffix in COMPRESSED and not can_decompress(path.suffix):
-        raise CalmError(
-            f"{path} needs the package backports.zstd: `pip install backports.zstd`, or compress it otherwise"
-        )
-    kind = _FORMATS.get(suffixes[-1] if suffixes else "")
-    if kind is None:
-        raise CalmError(f"{path} is of an unknown format; known endings: {', '.join(_FORMATS)}, also compressed")
-    return kind
+def _glob(pattern: str) -> Iterator[Path]:
+    """What ``pattern`` matches but for markers, unless it asks for names that begin as theirs do."""
+    parts = Path(pattern).parts
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    asked = any(part.startswith("_") for part in parts[fixed:])
+    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if asked or not any(part.startswith("_") for part in path.parts[fixed:]):
+            yield path
 
 
-def _require_readable_text(path: Path) -> None:
-    """Raise CalmError at the first byte of ``path`` that is not UTF-8 text."""
-    if ".parquet" in path.suffixes:
+def _walk(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    """All in ``folder`` and its folders that is no folder, but for markers and hidden ones; links are followed."""
+    seen = set() if seen is None else seen
+    if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
         return
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    pending = 0  # bytes of an unfinished character that the decoder holds
-    try:
-        with open_decompressed(path) as file:
-            while chunk := file.read(1 << 20):
-                decoder.decode(chunk)
-                position += len(chunk)
-                pending = len(decoder.getstate()[0])
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        at = position - pending + error.start
-        raise CalmError(f"{path} is not UTF-8 text (byte {at}); convert it, for instance with iconv") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # each decompressor has kinds of its own
-        raise CalmError(f"{path} cannot be read: {one_line(error)}") from None
+    seen.add(real)
+    entries = sorted(folder.iterdir())
+    if {"blobs", "snapshots"} <= {path.name for path in entries}:
+        entries = [_snapshots(folder)]
+    for path in entries:
+        if path.is_dir():
+            if not path.name.startswith((".", "_")):
+                yield from _walk(path, seen)
+        elif not _is_marker(path.name):
+            yield path
+
+
+def _snapshots(folder: Path) -> Path:
+    """In a folder of the Hugging Face hub's cache: the files of the version that was fetched last, or of all."""
+    main = folder / "refs" / "main"
+    newest = folder / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else folder
+    return newest if newest != folder and newest.is_dir() else folder / "snapshots"
+
+
+def _why_none(left_out: list[Path], path: str) -> str:
+    unknown = sorted((path for path in left_out if path.is_file()), key=lambda path: file_format(path) is not None)
+    if unknown:
+        return f" of a known format; there are: {_names(unknown)}; {_remedy(unknown[0])}"
+    if left_out:
+        return f": {_names(left_out)} is a pipe, a device, or a link that leads nowhere"
+    return "; is the variable set?" if "$" in path else ""
+
+
+def _is_marker(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _is_about(path: Path) -> bool:
+    """Whether the name of ``path`` is that of a text about others."""
+    ending, packed = _endings(path)
+    stem = path.name.lower().removesuffix(packed).removesuffix(ending)
+    return FORMATS.get(ending) == "text" and _ABOUT.fullmatch(stem) is not None
+
+
+def _remedy(path: Path) -> str:
+    name = path.name.lower()
+    known = f"known endings: {', '.join(FORMATS)}, also with {', '.join(COMPRESSED)}"
+    remedies = [remedy for endings, remedy in _REMEDIES.items() if name.endswith(endings)]
+    return "; ".join([known, *remedies])
+
+
+def _names(paths: list[Path]) -> str:
+    more = len(paths) - _TOLD
+    return ", ".join(map(str, paths[:_TOLD])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _bytes(size: int) -> str:
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= limit:
+            return f"{size / limit:.1f} {unit}"
+    return f"{size} bytes"

@@ -15,8 +15,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from calm_core.corpus.documents import Documents, Mark, Place, describe, is_validation
+from calm_core.corpus.plain_text import count_units
+from calm_core.corpus.text_files import file_format, source_files
 from calm_core.errors import CalmError
-from calm_core.params import Params
+from calm_core.params import CorpusParams, Params
 from calm_core.runtime.progress import progress
 from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
@@ -29,6 +31,9 @@ from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer, train_tok
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
 
+MOST_COUNTED = 100_000
+"""Lines that are counted for a message."""
+
 
 def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) -> dict[str, Any]:
     """Write tokenizer.json, the shards of both splits and description.json into ``folder``; returns the description.
@@ -40,6 +45,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
         CalmError: the corpus cannot be read, leaves a split without a document, or has too few held-out tokens for
             one block of evaluation.
     """
+    _require_several_documents(params.corpus)
     if kept is None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             return tokenise(params, folder, FinishedFiles(Path(scratch), "tokenise"))
@@ -58,9 +64,10 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
 
     for split, counts in done.counts.items():
         if not counts.documents:
+            number = sum(other.documents for other in done.counts.values())
             raise CalmError(
-                f"no document of the corpus falls into the {split} split; use more documents or another "
-                f"corpus.validation_percent (now {params.corpus.validation_percent:g})"
+                f"none of the corpus's {number:,} documents falls into the {split} split; use more, or another "
+                f"corpus.validation_percent (now {params.corpus.validation_percent:g}){_smaller_units(params.corpus)}"
             )
     # Fails here and not in the evaluation, after all the training.
     context_tokens = max(params.calm.context_tokens, params.transformer.context_tokens)
@@ -77,6 +84,25 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
     }
     write_json(folder / DESCRIPTION, description)
     return description
+
+
+def _require_several_documents(corpus: CorpusParams) -> None:
+    """Raise CalmError if the corpus is one text file that is one document: a split would have none."""
+    if len(source_files(corpus)) == 1 and (smaller := _smaller_units(corpus)):
+        raise CalmError(f"{source_files(corpus)[0]} is one document, but both splits need text{smaller}")
+
+
+def _smaller_units(corpus: CorpusParams) -> str:
+    """What to set so that text files are more documents, with their numbers; "" where that does not help."""
+    files = [path for path in source_files(corpus) if file_format(path) == "text"]
+    if corpus.source != "files" or corpus.text_unit != "document" or not files:
+        return ""
+    units = count_units(files, MOST_COUNTED)
+    if units["line"] <= len(files):
+        return ""
+    more = "or more " if units["line"] == MOST_COUNTED else ""
+    told = [f"{unit} ({count:,} {more}documents)" for unit, count in units.items()]
+    return f"; set corpus.text_unit to {' or '.join(told)}"
 
 
 class _Counts(NamedTuple):

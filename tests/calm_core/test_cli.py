@@ -68,7 +68,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if not line.startswith(("tokenise", "BrierLM"))]
+    lines = [line for line in captured.err.splitlines() if not line.startswith(("corpus: ", "tokenise", "BrierLM"))]
     assert len(lines) == 1
     assert lines[0].startswith("calm: ")
     return lines[0]

@@ -229,7 +229,7 @@ def test_wrong_params_stop_before_any_work(unchanged: Path, section: str, key: s
     assert fingerprint(unchanged) == before
 
 
-NOT_UTF8 = ("latin1.txt", b"caf\xe9", "latin1.txt is not UTF-8 text (byte 3)")
+NOT_UTF8 = ("latin1.txt", b"caf\xe9", "latin1.txt is not UTF-8 text (byte 3, 0xe9 in line 1)")
 
 
 @pytest.mark.parametrize(

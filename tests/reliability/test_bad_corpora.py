@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow
 import pytest
 import yaml
 from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 from calm_core.corpus.documents import documents, is_validation
-from calm_core.corpus.json_guard import require_objects
 from calm_core.params import CorpusParams
 from calm_core.tokens.tokenizer import END_OF_TEXT, PAD, end_of_text_id, load_tokenizer, train_tokenizer
 from tests import ROOT, needs_linux
@@ -66,6 +66,7 @@ COMPRESS = {
     ".gz": lambda content: gzip.compress(content, 1, mtime=0),
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.Codec("zstd").compress(content, asbytes=True),
 }
 
 
@@ -76,9 +77,12 @@ def test_any_bytes_as_text(unit: str, examples: int, reader: CorpusReader, tmp_p
     def attempt(content: bytes, packing: str) -> None:
         found = read(reader, tmp_path / f"a.txt{packing}", COMPRESS[packing](content), text_unit=unit)
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             assert found is None
+            return
+        if found is None and text.strip():  # UTF-16 without its mark
+            assert 3 * content.count(0) > len(content) >= 8
             return
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
         if unit == "document":
@@ -132,6 +136,7 @@ JSON = st.lists(VALUES | st.fixed_dictionaries({"text": VALUES}), max_size=4).ma
     ("a.jsonl.gz", gzip.compress(JSON_LINES, mtime=0), 40),
     ("a.jsonl.bz2", bz2.compress(JSON_LINES), 30),
     ("a.jsonl.xz", lzma.compress(JSON_LINES), 30),
+    ("a.jsonl.zst", COMPRESS[".zst"](JSON_LINES), 30),
     ("a.txt.gz", gzip.compress("some tëxt".encode() * 50, mtime=0), 40),
 ])  # fmt: skip
 def test_any_damage(name: str, content: bytes, examples: int, reader: CorpusReader, tmp_path: Path) -> None:
@@ -174,13 +179,8 @@ def test_json_that_is_built_to_harm(content: bytes, reader: CorpusReader, tmp_pa
 
 def test_levels_and_strings_that_look_like_them(reader: CorpusReader, tmp_path: Path) -> None:
     brackets = "[{" * 2000 + '"\\' * 20
-    nested = json.dumps({"text": brackets, "b": json.loads("[" * 50 + "]" * 50)}) + "\n"
+    nested = json.dumps({"text": brackets, "b": json.loads("[" * 500 + "]" * 500)}) + "\n"
     assert read(reader, tmp_path / "a.jsonl", nested.encode() * 3) == [brackets] * 3
-    path = tmp_path / "b.jsonl"
-    path.write_text(json.dumps({"b": json.loads("[" * 499 + "]" * 499)}))
-    require_objects(path)
-    path.write_text(json.dumps({"b": json.loads("[" * 500 + "]" * 500)}))
-    assert "nests more than 500 levels" in (complaint(lambda: require_objects(path)) or "")
 
 
 @needs_linux

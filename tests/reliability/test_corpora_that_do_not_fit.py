@@ -20,7 +20,7 @@ import pyarrow
 import pytest
 import torch
 
-import calm_core.corpus.text_files
+import calm_core.corpus.plain_text
 import calm_core.latents.distinct_patches
 import calm_core.latents.encode
 import calm_core.latents.shards
@@ -56,7 +56,7 @@ def in_a_process(work: Callable[[Path], None], folder: Path) -> None:
 
 def small_constants() -> None:
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # Arrow's own takes memory by the megabyte
-    calm_core.corpus.text_files.PIECE_BYTES = 1 << 16
+    calm_core.corpus.plain_text.PIECE_BYTES = 1 << 16
     calm_core.tokens.batch_encoding.BATCH_CHARACTERS = 1 << 15
     calm_core.tokens.shards.SHARD_TOKENS = 1 << 19
     calm_core.tokens.shards.COPIED_TOKENS = 1 << 14

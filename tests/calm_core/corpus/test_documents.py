@@ -1,24 +1,35 @@
 """Every source of text, read as a user would give it, and every way in which it can be wrong."""
 
+import bz2
 import gzip
 import json
+import lzma
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import botocore
 import datasets
-import fsspec
 import polars as pl
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from calm_core.corpus.botocore_docs import botocore_documents, plain_text
-from calm_core.corpus.compression import COMPRESSED, can_decompress
-from calm_core.corpus.documents import documents, is_validation
+from calm_core.corpus.documents import Documents, documents, is_validation
+from calm_core.corpus.text_files import COMPRESSED
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
 
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, mtime=0),
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pyarrow.Codec("zstd").compress(content, asbytes=True),
+}
 TEXTS = ["First document, ünïcode and all.", "Second.\nOf two lines.", "Third 🙂"]
 
 
@@ -41,25 +52,14 @@ def test_text_files_by_unit(tmp_path: Path, params: Params) -> None:
 
 @pytest.mark.parametrize("ending", ["", *COMPRESSED])
 def test_json_lines_plain_and_compressed(ending: str, tmp_path: Path, params: Params) -> None:
-    if ending and not can_decompress(ending):
-        pytest.skip(f"no package for {ending} is installed")
-    path = tmp_path / f"a.jsonl{ending}"
-    with fsspec.open(str(path), "wb", compression="infer") as file:
-        file.write(json_lines(TEXTS))
+    path = tmp_path / f"a.JSONL{ending.upper()}"
+    path.write_bytes(PACK[ending](json_lines(TEXTS)))
     assert (path.read_bytes() == json_lines(TEXTS)) == (not ending)
     assert list(documents(files(params, path))) == TEXTS
-    with fsspec.open(str(path), "wb", compression="infer") as file:
-        file.write(b'{"text": "caf\xe9"}\n')
-    with pytest.raises(CalmError, match=rf"a.jsonl{ending} is not UTF-8 text \(byte 13\)"):
+    path.write_bytes(PACK[ending](json_lines(TEXTS) + b'{"text": "caf\xe9"}\n'))
+    at = len(json_lines(TEXTS)) + 13
+    with pytest.raises(CalmError, match=rf"a.JSONL{ending.upper()} is not UTF-8 text \(byte {at}, 0xe9 in line 4\)"):
         list(documents(files(params, path)))
-
-
-def test_an_ending_whose_package_is_missing(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {ending: name for ending, name in fsspec.utils.compressions.items() if ending != "zst"}
-    monkeypatch.setattr(fsspec.utils, "compressions", known)
-    (tmp_path / "a.txt.zst").write_bytes(b"any")
-    with pytest.raises(CalmError, match="a.txt.zst needs the package backports.zstd"):
-        list(documents(files(params, tmp_path / "a.txt.zst")))
 
 
 def test_parquet(tmp_path: Path, params: Params) -> None:
@@ -93,13 +93,68 @@ def test_dataset_folder_is_streamed(tmp_path: Path, params: Params) -> None:
         list(documents(corpus))
 
 
+def dataset(params: Params, folder: Path, **changes: Any) -> CorpusParams:
+    changes = {"source": "huggingface", "dataset": str(folder), **changes}
+    return CorpusParams.model_validate({**params.corpus.model_dump(), **changes})
+
+
+def test_of_a_dataset_only_the_text_is_read(tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet, lines = tmp_path / "parquet", tmp_path / "lines"
+    parquet.mkdir()
+    pl.DataFrame({"text": ["one", None], "id": [1, 2]}).write_parquet(parquet / "a.parquet")
+    schema = pyarrow.schema({"text": pyarrow.string(), "id": pyarrow.int64()})
+    with pyarrow.parquet.ParquetWriter(parquet / "b.parquet", schema) as writer:
+        writer.write_table(schema.empty_table())  # a group of no rows
+    pl.DataFrame({"url": ["u"], "id": ["x"], "text": ["two"]}).write_parquet(parquet / "c.parquet")
+    assert list(documents(dataset(params, parquet))) == ["one", "two"]
+    assert capsys.readouterr().err == "corpus: 1 of 3 rows have no text (null, absent or empty) and were skipped\n"
+    with pytest.raises(CalmError, match="has no field 'body'; corpus.text_field can be: text, id$"):
+        list(documents(dataset(params, parquet, text_field="body")))
+    lines.mkdir()
+    (lines / "a.jsonl").touch()
+    scores = "".join(json.dumps({"text": "x", "score": 1 if number < 3999 else 0.5}) + "\n" for number in range(4000))
+    (lines / "b.jsonl").write_text(scores)
+    (lines / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "last", "late": {"a": []}}\n\n{"score": "high"}')
+    assert list(documents(dataset(params, lines))) == ["x"] * 4000 + ["last"]
+    with pytest.raises(CalmError, match="has no field 'body'; corpus.text_field can be: text, score, late$"):
+        list(documents(dataset(params, lines, text_field="body")))
+    with (lines / "c.jsonl").open("a") as file:
+        file.write('\n{"text": ' + "[" * 100_000)
+    with pytest.raises(CalmError, match="line 4004 nests too many levels"):
+        list(documents(dataset(params, lines)))
+
+
+def test_a_dataset_of_one_list(tmp_path: Path, params: Params) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    assert list(documents(dataset(params, tmp_path))) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_dataset_goes_on_from_any_row(
+    tmp_path: Path, params: Params, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calm_core.corpus.documents.MARK_DOCUMENTS", 100)
+    texts = [f"text {number}" for number in range(1000)]
+    for part in range(2):
+        table = pl.DataFrame({"text": texts[part * 500 : part * 500 + 500]})
+        table.write_parquet(tmp_path / f"{part}.parquet") if kind == "parquet" else table.write_ndjson(
+            tmp_path / f"{part}.jsonl"
+        )
+    stream = Documents(dataset(params, tmp_path))
+    assert list(stream) == texts
+    for number in (0, 130, 499, 700, 1000):
+        place = stream.place(number)
+        assert number < 130 or place.mark.documents > number - 200
+        assert list(Documents(dataset(params, tmp_path), place)) == texts[number:]
+
+
 @pytest.mark.parametrize("name", ["bad.txt", "bad.jsonl", "bad.jsonl.gz"])
 def test_not_utf8(tmp_path: Path, params: Params, name: str) -> None:
     content = b'{"text": "caf\xe9"}\n'
     (tmp_path / "good.jsonl").write_bytes(json_lines(TEXTS))
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(CalmError, match=rf"{name} is not UTF-8 text \(byte 13\)"):
+    with pytest.raises(CalmError, match=rf"{name} is not UTF-8 text \(byte 13, 0xe9 in line 1\)"):
         list(documents(files(params, path)))
 
 
@@ -110,17 +165,16 @@ def test_not_utf8(tmp_path: Path, params: Params, name: str) -> None:
         ("blank.jsonl", b'{"text": "  "}\n', "holds no text"),
         ("a.pdf", b"%PDF", "unknown format; known endings: .txt"),
         ("a.jsonl", b'{"body": "x"}\n', "no field 'text'; corpus.text_field can be: body"),
-        ("a.jsonl", b'{"text": 3}\n', "holds int, not text"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "holds NoneType, not text"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: field 'text' holds a number, not text"),
         ("a.jsonl", b"{not json\n", "cannot be read as json"),
-        ("a.parquet", b"PAR1 but not really", "cannot be read as parquet"),
+        ("a.parquet", b"PAR1 but not really", "a.parquet cannot be read: Parquet magic bytes not found"),
         ("a.txt.gz", b"not gzip", "a.txt.gz cannot be read: Not a gzipped file"),
         (
             "a.jsonl.gz",
             gzip.compress(json_lines(TEXTS), mtime=0)[:-9],
             "a.jsonl.gz cannot be read: Compressed file ended",
         ),
-        ("a.txt.xz", b"not xz", "a.txt.xz cannot be read: Input format not supported"),
+        ("a.txt.xz", b"not xz at all", "a.txt.xz cannot be read: Input format not supported"),
         ("a.jsonl.bz2", b"not bz2", "a.jsonl.bz2 cannot be read: Invalid data stream"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from calm_core.corpus import documents as corpus_module
-from calm_core.corpus import text_files
+from calm_core.corpus import plain_text, rows, utf8
 from calm_core.corpus import tokenise as tokenising
 from calm_core.corpus.documents import Documents, Mark, Place
 from calm_core.corpus.tokenise import tokenise
@@ -23,6 +23,7 @@ from calm_core.latents import encode as encoding
 from calm_core.latents.encode import encode_corpus
 from calm_core.params import CorpusParams, Params
 from calm_core.storage.resumable import FinishedFiles
+from tests.calm_core.corpus.test_file_rows import PACK
 from tests.calm_core.tokens.test_tokens import autoencoder, small_corpus, stream_of
 
 
@@ -62,13 +63,14 @@ def test_a_stream_goes_on_from_any_document(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    monkeypatch.setattr(plain_text, "PIECE_BYTES", 1000)
     corpus = mixed_corpus(tmp_path, params, documents=limit)
     stream = Documents(corpus)
     texts = list(stream)
     assert len(texts) == limit or limit is None
     for number in range(0, len(texts) + 1, 71):
         place = restored(stream.place(number))
-        assert number - place.mark.documents <= 40 + text_files.BATCH_ROWS
+        assert number - place.mark.documents <= 40 + rows.BATCH_ROWS
         resumed = Documents(corpus, place)
         assert list(resumed) == texts[number:]
         if number % 3 == 0:  # and from there to the end once more
@@ -76,16 +78,64 @@ def test_a_stream_goes_on_from_any_document(
             assert list(Documents(corpus, restored(resumed.place(later)))) == texts[later:]
 
 
+def test_rows_without_text_are_counted_from_the_beginning(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    corpus = mixed_corpus(tmp_path, params)
+    stream = Documents(corpus)
+    texts = list(stream)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "no text" in line]
+    assert told.startswith(f"corpus: 103 of {len(texts) + 103} rows have no text")
+    for number in (100, 400, 700, len(texts)):
+        list(Documents(corpus, restored(stream.place(number))))
+        assert told in capsys.readouterr().err
+
+
 def test_files_that_are_done_are_not_opened_again(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    monkeypatch.setattr(plain_text, "PIECE_BYTES", 1000)
     corpus = mixed_corpus(tmp_path, params)
     stream = Documents(corpus)
     texts = list(stream)
     for name, number in (("1.jsonl", 340), ("2.jsonl.gz", 450), ("3.txt", 560), ("4.txt", 700)):
         (tmp_path / name).write_bytes(b"\xff no text")
         assert list(Documents(corpus, stream.place(number))) == texts[number:]
+
+
+def test_files_of_one_document_each_that_are_done_are_not_opened_again(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    corpus = mixed_corpus(tmp_path, params, paths=[str(tmp_path / "books")], text_unit="document")
+    (tmp_path / "books").mkdir()
+    for number in range(100):
+        (tmp_path / f"books/{number:03}.txt").write_text(f"Book {number}")
+    stream = Documents(corpus)
+    texts = list(stream)
+    for number in range(80):
+        (tmp_path / f"books/{number:03}.txt").write_bytes(b"\xff no text")
+    assert list(Documents(corpus, restored(stream.place(90)))) == texts[90:]
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_a_stream_goes_on_inside_an_archive(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(corpus_module, "MARK_DOCUMENTS", 40)
+    monkeypatch.setattr(utf8, "PIECE_BYTES", 100)
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(
+        PACK[ending]("".join(json.dumps({"text": f"Text {number}"}) + "\n" for number in range(300)).encode())
+    )
+    corpus = mixed_corpus(tmp_path, params, paths=[str(path)])
+    stream = Documents(corpus)
+    texts = list(stream)
+    place = restored(stream.place(290))
+    assert place.mark.documents > 200
+    assert list(Documents(corpus, place)) == texts[290:]
 
 
 def test_botocore_goes_on(params: Params) -> None:

@@ -1,0 +1,22 @@
+"""Errors of reading a file, of whatever library, in one line with its name and a remedy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from calm_core.errors import CalmError, one_line
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Any error of reading ``path`` becomes a CalmError with its name."""
+    try:
+        yield
+    except (CalmError, MemoryError):
+        raise
+    except Exception as error:  # each decompressor has kinds of its own
+        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        remedy = "cut short or damaged? fetch or make it again"
+        if "too much memory" in why:  # of zstd, which has no other word for it
+            remedy = "it was packed with a long window; unpack it: zstd -d --long=31"
+        raise CalmError(f"{path} cannot be read: {why}; {remedy}") from None
