@@ -18,7 +18,7 @@ from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.storage.model_folder import load_model, read_config
-from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
+from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, require_fit
 from calm_core.transformer.model import Transformer
 
 BATCH_PROMPTS = 16
@@ -151,7 +151,8 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
         raise CalmError(f"{folder} holds a model of kind {kind!r}; a language model is of kind 'calm' or 'transformer'")
     if config["context_tokens"] is None:
         raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    require_fit(tokenizer, model.config.vocabulary_size, str(folder / TOKENIZER))
     if autoencoder is not None:
         autoencoder.to(place)
     return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"])

@@ -39,7 +39,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Weights]:
         # An index comes from elsewhere, too: a name with a folder in it could read any file.
         if Path(name).name != name or name in ("", ".."):
             raise CalmError(f"{path} names the shard {name!r}, which lies outside its folder")
-        weights |= _read_weights(folder / name)
+        for tensor, weight in _read_weights(folder / name).items():
+            # A shard of another model, say, that has the same names.
+            if shards.get(tensor, name) != name:
+                raise CalmError(f"{folder / name} holds {tensor}, which {path.name} places in {shards[tensor]}")
+            weights[tensor] = weight
     if missing := sorted(set(shards) - set(weights)):
         raise CalmError(f"{path} lists tensors that its shards lack: {', '.join(missing)}")
     return config, weights
