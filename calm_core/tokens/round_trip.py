@@ -75,8 +75,9 @@ def told_changes(tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
     place = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
     start = max(0, place - LONGEST_SHOWN // 4)
     return (
-        f"of the first {len(sample)} documents {len(changed)} do not come back from their tokens: "
-        "{} as {}".format(*_shown(text[start:], back[start:]))
+        f"of the first {len(sample)} documents {len(changed)} do not come back from their tokens: {{}} as {{}}".format(
+            *_shown(text[start:], back[start:])
+        )
     )
 
 

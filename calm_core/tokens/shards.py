@@ -59,8 +59,10 @@ class TokenWriter:
     def write_documents(self, token_ids: np.ndarray, lengths: np.ndarray) -> None:
         """Add documents of ``lengths`` tokens, end-of-text tokens included, that follow each other in ``token_ids``."""
         # Before they are stored in 16 bits, where a larger id would become another token's.
-        if len(token_ids) and not 0 <= token_ids.min() <= (largest := token_ids.max()) < self._vocabulary_size:
-            raise CalmError(f"token {largest} is outside of the vocabulary of {self._vocabulary_size:,}")
+        smallest, largest = token_ids.min(initial=0), token_ids.max(initial=0)
+        if smallest < 0 or largest >= self._vocabulary_size:
+            wrong = smallest if smallest < 0 else largest
+            raise CalmError(f"token {wrong} is outside of the vocabulary of {self._vocabulary_size:,}")
         ends = lengths.cumsum()
         while len(ends):
             # A shard ends with the document that fills it.
