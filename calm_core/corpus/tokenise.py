@@ -23,8 +23,8 @@ from calm_core.storage.provenance import DESCRIPTION
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.batch_encoding import encode_documents
 from calm_core.tokens.blocks import require_block
-from calm_core.tokens.shards import TokenWriter
 from calm_core.tokens.round_trip import told_changes, told_losses
+from calm_core.tokens.shards import TokenWriter
 from calm_core.tokens.tokenizer import (
     TOKENIZER,
     end_of_text_id,

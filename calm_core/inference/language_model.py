@@ -17,7 +17,7 @@ from calm_core.errors import CalmError
 from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
-from calm_core.storage.model_folder import load_model, read_config
+from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
 from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, require_fit
 from calm_core.transformer.model import Transformer
 
@@ -153,9 +153,19 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
         raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
     tokenizer = load_tokenizer(folder / TOKENIZER)
     require_fit(tokenizer, model.config.vocabulary_size, str(folder / TOKENIZER))
+    _require_tokens_of_autoencoder(tokenizer, folder)
     if autoencoder is not None:
         autoencoder.to(place)
     return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"])
+
+
+def _require_tokens_of_autoencoder(tokenizer: Tokenizer, folder: Path) -> None:
+    """Raise CalmError if a CALM's tokenizer was replaced by one of the same size: its autoencoder's is still there."""
+    own, inner = folder / TOKENIZER, folder / AUTOENCODER / TOKENIZER
+    if not inner.is_file() or inner.read_bytes() == own.read_bytes():
+        return
+    if load_tokenizer(inner).get_vocab() != tokenizer.get_vocab():
+        raise CalmError(f"{own} has other tokens than {inner}; copy the one that the model was trained with over both")
 
 
 def _extend(continuation: Continuation, token_ids: list[int], tokens: int, end_of_text: int) -> None:

@@ -58,11 +58,11 @@ def unbuilt(config: dict[str, Any]) -> list[str]:
     ]
     for key in ("rope_scaling", "rope_parameters"):
         told += _unbuilt_rope(key, config.get(key))
-    # A window as long as the context is none.
     window, context = config.get("sliding_window"), config.get("max_position_embeddings", 2048)
-    if window is not None and config.get("use_sliding_window") is not False:
-        if not (isinstance(window, int) and isinstance(context, int) and window >= context):
-            told.append(f"sliding_window is {window!r}, here it is always None")
+    # A window as long as the context is none.
+    whole = window is None or (isinstance(window, int) and isinstance(context, int) and window >= context)
+    if not whole and config.get("use_sliding_window") is not False:
+        told.append(f"sliding_window is {window!r}, here it is always None")
     layers = config.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or any(layer != "full_attention" for layer in layers)):
         told.append(f"layer_types is {layers!r}, here it is always 'full_attention', for each layer")

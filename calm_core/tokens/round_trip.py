@@ -29,7 +29,7 @@ KINDS = {
     "no-break spaces": "a\u00a0b\u202fc",
     "Greek, Cyrillic, Arabic and Hindi": "λόγος слово كلمة शब्द",
     "Chinese, Japanese and Korean": "漢字 かな 한국어",
-    "full-width letters, ligatures and superscripts": "Ａ ﬁ ² ½ …",  # noqa: RUF001 - meant
+    "full-width letters, ligatures and superscripts": "Ａ ﬁ ² ½ …",
     "emoji": "😀 👩‍👩‍👧 🏳️‍🌈",
     "control characters": "a\x00b\x1bc\x7f",
     "the character ▁ (U+2581)": "a▁b",

@@ -35,7 +35,7 @@ _END_OF_TEXT_NAMES = (
     "[EOS]",
     "<|eos|>",
     "<EOS>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - these characters are its name
+    "<｜end▁of▁sentence｜>",
 )
 
 
@@ -162,13 +162,12 @@ def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
     """
     named = [name for name in _END_OF_TEXT_NAMES if tokenizer.token_to_id(name) is not None]
     if _appended(tokenizer) is None and len(named) != 1:
-        for name in _names_beside(tokenizer, path):
-            if name in named or not named and tokenizer.token_to_id(name) is not None:
-                if named[:1] != [name]:
-                    # Which lasts: it is saved with the tokenizer, and says what the template of a BERT says.
-                    token = (name, tokenizer.token_to_id(name))
-                    tokenizer.post_processor = processors.TemplateProcessing(["$A", name], special_tokens=[token])
-                break
+        known = named or tokenizer.get_vocab()
+        chosen = next((name for name in _names_beside(tokenizer, path) if name in known), None)
+        if chosen and named[:1] != [chosen]:
+            # Saved with the tokenizer, as BERT's own template is, it lasts where the files beside it are left behind.
+            token = (chosen, tokenizer.token_to_id(chosen))
+            tokenizer.post_processor = processors.TemplateProcessing(["$A", chosen], special_tokens=[token])
     try:
         token_id = end_of_text_id(tokenizer)
     except CalmError as error:

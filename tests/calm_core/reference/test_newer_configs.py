@@ -134,7 +134,8 @@ def test_settings_that_leave_the_model_as_it_is(changes: dict[str, Any], tmp_pat
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling is {'factor': 2.0}"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         ({"rope_parameters": {"full_attention": {**DEFAULT, "rope_theta": 1e6}}}, "one for all layers"),
-        ({"rope_parameters": {**DEFAULT, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {**DEFAULT, "partial_rotary_factor": 0.5}},
+         "rope_parameters.partial_rotary_factor is 0.5, here it is always 1.0"),
         ({"rope_parameters": {**DEFAULT, "rope_theta": 500_000.0}},
          "rope_theta is 10000, rope_parameters.rope_theta is 500000; they have to be the same"),
         ({"rope_parameters": {**DEFAULT, "rope_theta": "5e5"}}, "rope_parameters.rope_theta is '5e5', a positive"),
@@ -201,6 +202,10 @@ def test_a_model_folder_with_another_tokenizer(tmp_path: Path) -> None:
     source = write_reference("energy", tmp_path)
     import_checkpoint(source, tmp_path / "own", write(vocabulary(96), tmp_path / "given"))
     assert load_language_model(tmp_path / "own").tokenizer.get_vocab_size() == 2
+    # As many ids, other tokens.
+    write(Tokenizer(models.WordLevel({"b": 0, "<eos>": 95}, unk_token="b")), tmp_path / "own")
+    with pytest.raises(CalmError, match=r"own/tokenizer.json has other tokens than .*own/autoencoder/tokenizer.json"):
+        load_language_model(tmp_path / "own")
     for size in (98, 60):
         write(vocabulary(size), tmp_path / "own")
         with pytest.raises(CalmError, match=rf"own/tokenizer.json has {size} token ids, the model 96 rows"):

@@ -72,6 +72,14 @@ def test_a_corpus_has_the_same_tokens_whatever_is_saved_with_the_tokenizer(
     assert encode(load_tokenizer(path), TEXT * 20) == plain.encode(TEXT * 20).ids
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_loaded_tokenizer_is_saved_as_it_was_loaded(name: str, tmp_path: Path) -> None:
+    """Stages compare the tokenizer of a model with that of the tokens by their files."""
+    load_tokenizer(write(PUBLISHED[name](), tmp_path)).save(str(tmp_path / "first.json"))
+    load_tokenizer(tmp_path / "first.json").save(str(tmp_path / "second.json"))
+    assert (tmp_path / "first.json").read_bytes() == (tmp_path / "second.json").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["gpt-2", "llama-3", "roberta"])
 def test_a_byte_level_tokenizer_gives_every_text_back(name: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(PUBLISHED[name](), tmp_path))
@@ -293,7 +301,7 @@ def test_the_end_of_a_text_in_published_tokenizers(name: str, expected: str, tmp
         (("<bos>", "<|fin|>"), {"tokenizer_config.json": {"eos_token": "<|fin|>"}}, "<|fin|>"),
         (("<bos>", "<|fin|>"), {"tokenizer_config.json": {"eos_token": "<elsewhere>"}}, None),
         (("<bos>", "<|fin|>"), {"tokenizer_config.json": [1]}, None),
-        (("<bos>", "<｜end▁of▁sentence｜>"), {}, "<｜end▁of▁sentence｜>"),  # noqa: RUF001
+        (("<bos>", "<｜end▁of▁sentence｜>"), {}, "<｜end▁of▁sentence｜>"),
     ],
 )
 def test_files_beside_decide_between_several_ends(
