@@ -32,6 +32,7 @@ KINDS = {
     "full-width letters, ligatures and superscripts": "Ａ ﬁ ² ½ …",
     "emoji": "😀 👩‍👩‍👧 🏳️‍🌈",
     "control characters": "a\x00b\x1bc\x7f",
+    "words of 200 letters": "ab" * 100,
     "the character ▁ (U+2581)": "a▁b",
 }
 """Kinds of text, each with one of it."""
@@ -47,22 +48,24 @@ def told_losses(tokenizer: Tokenizer) -> str | None:
 
     Names of special tokens are a kind, too: they are text, and must not end a document.
     """
-    kinds = list(KINDS.items())
-    kinds += [(f"the text {name!r}", f"a {name} b") for name in _names_of_added(tokenizer)]
-    lost = {
-        kind: (text, back)
-        for (kind, text), back, ends in zip(kinds, *_there_and_back(tokenizer, [t for _, t in kinds]), strict=True)
-        if back != text or ends
-    }
-    if not lost:
-        return None
-    text, back = next(iter(lost.values()))
-    became = "{} comes back as {}".format(*_shown(text, back)) if back != text else f"{text!r} ends a document"
-    causes = _causes(tokenizer)
-    return (
-        f"it does not give every text back: {became}{f' ({causes})' if causes else ''}; lost are: "
-        f"{_listed(list(lost))}; a model never writes what its tokens lose, a byte-level BPE loses nothing"
-    )
+    names = {f"the text {name!r}": f"a {name} b" for name in _names_of_added(tokenizer)}
+    kinds = {**KINDS, **names}
+    backs, ends = _there_and_back(tokenizer, list(kinds.values()))
+    lost = {kind: (text, back) for (kind, text), back in zip(kinds.items(), backs, strict=True) if back != text}
+    ending = [kind for kind, ended in zip(kinds, ends, strict=True) if ended]
+    told = []
+    if lost:
+        causes = _causes(tokenizer)
+        told = [
+            "it does not give every text back: {} comes back as {}".format(*_shown(*next(iter(lost.values()))))
+            + (f" ({causes})" if causes else ""),
+            f"lost are: {_listed(list(lost))}",
+        ]
+    if ending:
+        told.append(f"a document ends at: {_listed(ending)}")
+    if told:
+        told.append("a model never writes what its tokens lose, a byte-level BPE loses nothing")
+    return "; ".join(told) or None
 
 
 def told_changes(tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:

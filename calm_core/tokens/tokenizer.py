@@ -87,7 +87,10 @@ def tokenizer_file(path: Path) -> Path:
             f"{found} is no tokenizer.json, {folder / others[0]} is of another format; convert it: "
             f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
-    raise CalmError(f"tokenizer {found} is missing; set tokenizer.path to a tokenizer.json, or to '' to train one")
+    raise CalmError(
+        f"tokenizer {found} is missing; set tokenizer.path to a tokenizer.json or its folder (a name on a hub is not "
+        "fetched), or to '' to train one"
+    )
 
 
 def _is_other_format(path: Path) -> bool:
@@ -100,8 +103,9 @@ def parse_tokenizer(content: bytes, path: Path) -> Tokenizer:
         values = json.loads(content)
         if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
             raise ValueError("a JSON object with a model is needed")
-        changed = switch_off(values)
-        tokenizer = Tokenizer.from_str(json.dumps(values)) if changed else Tokenizer.from_buffer(content)
+        # As it is where nothing has to change, which is faster; the library takes no byte order mark.
+        as_it_is = not switch_off(values) and content.startswith(b"{")
+        tokenizer = Tokenizer.from_buffer(content) if as_it_is else Tokenizer.from_str(json.dumps(values))
         if _misplaced(tokenizer, values) and place_added_tokens(values):
             tokenizer = Tokenizer.from_str(json.dumps(values))
     except BaseException as error:  # a bare Exception, or a panic of Rust's, which is not even that

@@ -123,8 +123,9 @@ def test_no_space_is_put_before_a_text_or_taken_from_a_continuation(
         ("uncased", "'The QUICK Fox' comes back as 'the quick fox'", "normalizer Lowercase",
          ["capital letters", "accents"], ["spaces in a row", "line breaks", "emoji"]),
         ("bert", "'The QUICK Fox' comes back as 'the quick fox'", "normalizer BertNormalizer, one token for all",
-         ["spaces in a row", "line breaks", "tabs"], ["small letters"]),
-        ("t5", "comes back as", "normalizer NFKC, one token for all", ["full-width"], ["small letters", "tabs,"]),
+         ["spaces in a row", "line breaks", "tabs"], ["small letters", "a document ends at"]),
+        ("t5", "comes back as", "normalizer NFKC, one token for all",
+         ["full-width", "a document ends at: the text '</s>'; "], ["small letters", "tabs,"]),
         ("without decoder", "comes back as 'the Ġqu ick", "no decoder", ["small letters"], ["normalizer"]),
     ],
 )  # fmt: skip
@@ -324,10 +325,17 @@ def test_files_beside_decide_between_several_ends(
     assert encode(again, TEXT) == encode(tokenizer, TEXT) == byte_level(*special).encode(TEXT).ids
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_another_editor_wrote(encoding: str, tmp_path: Path) -> None:
+    path = write(byte_level("<eos>"), tmp_path)
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert encode(load_tokenizer(path), TEXT) == byte_level("<eos>").encode(TEXT).ids
+
+
 def test_a_folder_of_a_hub(tmp_path: Path) -> None:
     path = write(byte_level("<eos>"), tmp_path / "hub")
     assert vocabulary_size_of(load_tokenizer(path.parent)) == 300
-    with pytest.raises(CalmError, match=r"tokenizer .*nothing/tokenizer.json is missing|nothing is missing"):
+    with pytest.raises(CalmError, match=r"nothing is missing; set tokenizer.path to a tokenizer.json or its folder"):
         load_tokenizer(tmp_path / "nothing")
 
 
