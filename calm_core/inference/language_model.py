@@ -18,7 +18,7 @@ from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
-from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, require_fit
+from calm_core.tokens.tokenizer import TOKENIZER, encode_texts, end_of_text_id, load_tokenizer, require_fit
 from calm_core.transformer.model import Transformer
 
 BATCH_PROMPTS = 16
@@ -113,7 +113,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of ``text``, without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return list(encode_texts(self.tokenizer, [text])[0].ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of ``token_ids``."""

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer
 
+from calm_core.errors import CalmError
 from calm_core.tokens.settings import part_names
-from calm_core.tokens.tokenizer import end_of_text_id
+from calm_core.tokens.tokenizer import encode_texts, end_of_text_id
 
 KINDS = {
     "small letters": "the quick brown fox",
@@ -87,8 +88,15 @@ def told_changes(tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
 def _there_and_back(tokenizer: Tokenizer, texts: list[str]) -> tuple[list[str], list[bool]]:
     """Each text decoded from its token ids, and whether these hold the end of a document."""
     end_of_text = end_of_text_id(tokenizer)
-    ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    ids = [_ids(tokenizer, text) for text in texts]
     return tokenizer.decode_batch(ids, skip_special_tokens=False), [end_of_text in found for found in ids]
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    try:
+        return list(encode_texts(tokenizer, [text])[0].ids)
+    except CalmError:  # nothing comes back then, which is told; an error it is where the corpus has such a text
+        return []
 
 
 def _names_of_added(tokenizer: Tokenizer) -> list[str]:

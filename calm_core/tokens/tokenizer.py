@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from calm_core.errors import CalmError, one_line
 from calm_core.tokens.settings import place_added_tokens, switch_off
@@ -140,6 +140,24 @@ def require_fit(tokenizer: Tokenizer, rows: int, name: str) -> None:
         )
 
 
+def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+    """The tokens of each of ``texts``, without special ones.
+
+    Raises:
+        CalmError: a vocabulary of words or characters lacks one and has no token for that.
+    """
+    try:
+        # The fast variant computes no character offsets, which nobody here uses.
+        return list(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    except Exception as error:  # the library's own, a bare one
+        if len(texts) > 1:
+            for text in texts:
+                encode_texts(tokenizer, [text])
+        raise CalmError(
+            f"the tokenizer cannot encode {texts[0][:60]!r}: {one_line(error)}; a byte-level BPE encodes every text"
+        ) from None
+
+
 def end_of_text_id(tokenizer: Tokenizer) -> int:
     """Id of the token that ends a document; raises CalmError if the vocabulary has none."""
     if (appended := _appended(tokenizer)) is not None:
@@ -154,7 +172,10 @@ def _appended(tokenizer: Tokenizer) -> int | None:
     """Id of the one token that the tokenizer's own template puts after a text, as those of BERT and T5 do."""
     if tokenizer.post_processor is None:
         return None
-    encoding = tokenizer.encode("a")
+    try:
+        encoding = tokenizer.encode("a")
+    except Exception:  # a vocabulary without that letter
+        return None
     # The mask is 1 for what the template put there.
     return int(encoding.ids[-1]) if encoding.special_tokens_mask[-2:] == [0, 1] else None
 
@@ -165,13 +186,13 @@ def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
     A vocabulary may have several of the usual names, or another one: then the files beside it decide.
     """
     named = [name for name in _END_OF_TEXT_NAMES if tokenizer.token_to_id(name) is not None]
-    if _appended(tokenizer) is None and len(named) != 1:
+    if _appended(tokenizer) is None:
         known = named or tokenizer.get_vocab()
         chosen = next((name for name in _names_beside(tokenizer, path) if name in known), None)
         if chosen and named[:1] != [chosen]:
             # Saved with the tokenizer, as BERT's own template is, it lasts where the files beside it are left behind.
-            token = (chosen, tokenizer.token_to_id(chosen))
-            tokenizer.post_processor = processors.TemplateProcessing(["$A", chosen], special_tokens=[token])
+            ends = [(chosen, tokenizer.token_to_id(chosen))]
+            tokenizer.post_processor = processors.TemplateProcessing(["$A", chosen], special_tokens=ends)
     try:
         token_id = end_of_text_id(tokenizer)
     except CalmError as error:
@@ -189,7 +210,8 @@ def _names_beside(tokenizer: Tokenizer, path: Path) -> list[str]:
         token.get("content") if isinstance(token, dict) else token,
         tokenizer.id_to_token(token_id) if type(token_id) is int and 0 <= token_id < LARGEST_VOCABULARY else None,
     ]
-    return [name for name in names if isinstance(name, str)]
+    # The library's templates have no way to write the others.
+    return [name for name in names if isinstance(name, str) and ":" not in name and not name.startswith("$")]
 
 
 def _read(path: Path) -> dict[str, Any]:

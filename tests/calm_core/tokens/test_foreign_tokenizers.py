@@ -392,3 +392,23 @@ def test_rows_and_ids(size: int, rows: int, fits: bool) -> None:
     else:
         with pytest.raises(CalmError, match=f"it has {size:,} token ids, the model {rows:,} rows"):
             require_fit(tokenizer, rows, "it")
+
+
+def test_a_text_that_a_vocabulary_cannot_say(tmp_path: Path, smoke: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """Words without one for the unknown: an error at a text with another word, told before."""
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    path = write(words, tmp_path / "given", pre_tokenizer={"type": "WhitespaceSplit"})
+    texts = ["a b " * (number + 1) for number in range(60)]
+    description = tokenised(with_tokenizer(smoke, path, texts), tmp_path / "tokens")
+    assert sum(split["tokens"] for split in description["splits"].values()) == sum(2 * n + 3 for n in range(60))
+    assert "'the quick brown fox' comes back as ''" in capsys.readouterr().err
+    with pytest.raises(CalmError, match=r"the tokenizer cannot encode 'a c': .*\[UNK\].*; a byte-level BPE encodes"):
+        tokenised(with_tokenizer(smoke, path, [*texts, "a c"]), tmp_path / "refused")
+    # A template is asked what it appends with a letter that the vocabulary may lack.
+    template = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}]}
+    write(
+        Tokenizer(models.WordLevel({"<eos>": 0, "c": 1}, unk_token="[UNK]")),
+        path.parent,
+        post_processor=template | {"pair": [], "special_tokens": {}},
+    )
+    assert end_of_text_id(load_tokenizer(path)) == 0
