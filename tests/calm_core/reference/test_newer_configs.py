@@ -260,3 +260,10 @@ def test_a_tensor_in_another_shard_than_the_index_says(tmp_path: Path) -> None:
     (source / "b.safetensors").unlink()
     with pytest.raises(CalmError, match=r"b.safetensors is missing or damaged"):
         import_checkpoint(source, tmp_path / "own")
+
+
+def test_shards_without_their_index(tmp_path: Path) -> None:
+    source = write_reference("flow", tmp_path)
+    (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
+    with pytest.raises(CalmError, match=r"holds no weights; one of .* is needed; it has model-00001-of-00002.safeten"):
+        import_checkpoint(source, tmp_path / "own")
