@@ -108,9 +108,8 @@ def parse_tokenizer(content: bytes, path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_buffer(content) if as_it_is else Tokenizer.from_str(json.dumps(values))
         if _misplaced(tokenizer, values) and place_added_tokens(values):
             tokenizer = Tokenizer.from_str(json.dumps(values))
-    except BaseException as error:  # a bare Exception, or a panic of Rust's, which is not even that
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
+    except BaseException as error:
+        _require_librarys(error)
         raise CalmError(f"{path} is no tokenizer.json: {one_line(error)}") from None
     if wrong := _misplaced(tokenizer, values):
         raise CalmError(f"{path}: added_tokens and model.vocab contradict each other: {wrong}")
@@ -149,7 +148,8 @@ def encode_texts(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
     try:
         # The fast variant computes no character offsets, which nobody here uses.
         return list(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-    except Exception as error:  # the library's own, a bare one
+    except BaseException as error:
+        _require_librarys(error)
         if len(texts) > 1:
             for text in texts:
                 encode_texts(tokenizer, [text])
@@ -168,13 +168,20 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
     raise CalmError(f"the tokenizer has no end-of-text token; it needs one of {', '.join(_END_OF_TEXT_NAMES)}")
 
 
+def _require_librarys(error: BaseException) -> None:
+    """Raise ``error`` again unless it is the library's: a bare Exception, or a panic of Rust's, which is none."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
 def _appended(tokenizer: Tokenizer) -> int | None:
     """Id of the one token that the tokenizer's own template puts after a text, as those of BERT and T5 do."""
     if tokenizer.post_processor is None:
         return None
     try:
         encoding = tokenizer.encode("a")
-    except Exception:  # a vocabulary without that letter
+    except BaseException as error:  # a vocabulary without that letter, a template without its tokens
+        _require_librarys(error)
         return None
     # The mask is 1 for what the template put there.
     return int(encoding.ids[-1]) if encoding.special_tokens_mask[-2:] == [0, 1] else None
