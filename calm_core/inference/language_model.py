@@ -151,6 +151,11 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
         raise CalmError(f"{folder} holds a model of kind {kind!r}; a language model is of kind 'calm' or 'transformer'")
     if config["context_tokens"] is None:
         raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
+    if not (folder / TOKENIZER).is_file():
+        raise CalmError(
+            f"tokenizer {folder / TOKENIZER} is missing; the one that the model was trained with belongs there "
+            "(`calm import-checkpoint` takes it as --tokenizer)"
+        )
     tokenizer = load_tokenizer(folder / TOKENIZER)
     require_fit(tokenizer, model.config.vocabulary_size, str(folder / TOKENIZER))
     _require_tokens_of_autoencoder(tokenizer, folder)

@@ -88,8 +88,8 @@ def tokenizer_file(path: Path) -> Path:
             f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
     raise CalmError(
-        f"tokenizer {found} is missing; set tokenizer.path to a tokenizer.json or its folder (a name on a hub is not "
-        "fetched), or to '' to train one"
+        f"tokenizer {found} is missing; name a tokenizer.json or its folder (a name on a hub is not fetched), or set "
+        "tokenizer.path to '' to train one"
     )
 
 

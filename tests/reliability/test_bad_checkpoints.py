@@ -509,7 +509,8 @@ def test_any_values_in_a_tokenizer_of_many_parts(name: str, tmp_path: Path) -> N
     b'{"model": {"type": "WordLevel", "vocab": {"<eos>": 0}, "unk_token": "x"}}',
     b'{"model": [], "added_tokens": 3}',
     b'{"model": {"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "a"}, "post_processor": {"type":'
-    b'"TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": [], "special_tokens": {}}}',
+    b'"TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": [],'
+    b'"special_tokens": {}}}',
     b'{"model": {}, "added_tokens": [3], "normalizer": [], "decoder": {"decoders": 1}}',
     b'{"model": {"vocab": {"<eos>": 0}, "merges": []}, "normalizer": ' + b'{"type":"Sequence","normalizers":[' * 5000,
 ])  # fmt: skip

@@ -200,7 +200,10 @@ def test_the_tokenizer_is_compared_with_the_rows(kind: str, size: int, fits: boo
 
 def test_a_model_folder_with_another_tokenizer(tmp_path: Path) -> None:
     source = write_reference("energy", tmp_path)
-    import_checkpoint(source, tmp_path / "own", write(vocabulary(96), tmp_path / "given"))
+    import_checkpoint(source, tmp_path / "without")
+    with pytest.raises(CalmError, match=r"without/tokenizer.json is missing; the one that the model was trained with"):
+        load_language_model(tmp_path / "without")
+    import_checkpoint(source, tmp_path / "own", write(vocabulary(96), tmp_path / "given").parent)
     assert load_language_model(tmp_path / "own").tokenizer.get_vocab_size() == 2
     # As many ids, other tokens.
     write(Tokenizer(models.WordLevel({"b": 0, "<eos>": 95}, unk_token="b")), tmp_path / "own")

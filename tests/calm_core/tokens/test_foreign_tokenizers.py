@@ -335,7 +335,7 @@ def test_a_file_that_another_editor_wrote(encoding: str, tmp_path: Path) -> None
 def test_a_folder_of_a_hub(tmp_path: Path) -> None:
     path = write(byte_level("<eos>"), tmp_path / "hub")
     assert vocabulary_size_of(load_tokenizer(path.parent)) == 300
-    with pytest.raises(CalmError, match=r"nothing is missing; set tokenizer.path to a tokenizer.json or its folder"):
+    with pytest.raises(CalmError, match=r"nothing is missing; name a tokenizer.json or its folder"):
         load_tokenizer(tmp_path / "nothing")
 
 
