@@ -23,11 +23,11 @@ TEXT = "The quick brown fox  jumps\n\tover Ünïcode 😀 漢字 over the lazy d
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def byte_level(*special: str, prefix_space: bool = False, pre_tokenizer: Any = None, decoder: Any = None) -> Tokenizer:
+def byte_level(*special: str, prefix_space: bool = False, pre_tokenizer: Any = None) -> Tokenizer:
     """A byte-level BPE of 300 entries, as GPT-2's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    tokenizer.decoder = decoder or decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
