@@ -13,7 +13,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calm_core.errors import CalmError, one_line
-from calm_core.nn.limits import HalvedLayers, Layers, PatchSize, PositiveFloat, SamplingSteps, Width, require_heads
+from calm_core.nn.limits import (
+    HalvedLayers,
+    Layers,
+    PatchSize,
+    PositiveFloat,
+    SamplingSteps,
+    VocabularySize,
+    Width,
+    require_heads,
+)
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
@@ -82,9 +91,15 @@ class TokenizerParams(Section):
     """The byte-level BPE: trained on the training split, or loaded from a tokenizer.json."""
 
     path: str
-    # 256 bytes and two special tokens are the smallest byte-level vocabulary.
-    vocabulary_size: Annotated[int, Field(ge=258, le=1 << 24)]
+    vocabulary_size: VocabularySize
     training_megabytes: Positive
+
+    @model_validator(mode="after")
+    def _bytes_have_entries(self) -> Self:
+        # 256 bytes and two special tokens are the smallest byte-level vocabulary; a tokenizer.json may have fewer.
+        if not self.path and self.vocabulary_size < 258:
+            raise ValueError(f"vocabulary_size is {self.vocabulary_size}; a trained tokenizer needs 258 or more")
+        return self
 
 
 class TrainingParams(Section):

@@ -9,6 +9,7 @@ from calm_core.corpus.tokenise import tokenise
 from calm_core.params import Params
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.resumable import FinishedFiles
+from calm_core.tokens.tokenizer import tokenizer_file
 from stages.runner.resume import folder_of, mark_finished
 from stages.runner.run import run_stage
 
@@ -25,7 +26,7 @@ def main(params: Params) -> None:
 
 def _inputs(params: Params) -> dict[str, Any]:
     """Inputs that DVC does not track: files that may change while the stage is interrupted, and reading libraries."""
-    tokenizer = [Path(params.tokenizer.path)] if params.tokenizer.path else []
+    tokenizer = [tokenizer_file(Path(params.tokenizer.path))] if params.tokenizer.path else []
     # Size and time of change instead of a hash: a corpus may be large, and this runs before each start.
     files = [path for path in source_files(params.corpus) + tokenizer if path.is_file()]
     return {

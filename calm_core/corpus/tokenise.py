@@ -25,10 +25,17 @@ from calm_core.storage.provenance import DESCRIPTION
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.batch_encoding import encode_documents
 from calm_core.tokens.blocks import require_block
+from calm_core.tokens.round_trip import told_changes, told_losses
 from calm_core.tokens.shards import TokenWriter
-from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer, train_tokenizer
+from calm_core.tokens.tokenizer import (
+    TOKENIZER,
+    end_of_text_id,
+    load_tokenizer,
+    parse_tokenizer,
+    train_tokenizer,
+    vocabulary_size_of,
+)
 
-TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
 
 MOST_COUNTED = 100_000
@@ -59,7 +66,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
         kept.tell(f"goes on after {what}")
         documents = Documents(params.corpus, done.place)
         texts = _Texts(documents, iter(documents))
-    tokenizer = Tokenizer.from_buffer(kept.read_bytes(TOKENIZER, digest))
+    tokenizer = parse_tokenizer(kept.read_bytes(TOKENIZER, digest), Path(TOKENIZER))
     done = _encode(tokenizer, digest, texts, done, params.corpus.validation_percent, kept)
 
     for split, counts in done.counts.items():
@@ -77,7 +84,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
         kept.put(name, sha256, folder)
     description = {
         **describe(params.corpus),
-        "vocabulary_size": tokenizer.get_vocab_size(),
+        "vocabulary_size": vocabulary_size_of(tokenizer),
         "end_of_text_id": end_of_text_id(tokenizer),
         "sha256": {TOKENIZER: digest},
         "splits": {split: {**done.counts[split]._asdict(), "sha256": done.sha256[split]} for split in SPLITS},
@@ -158,11 +165,13 @@ def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
     texts = iter(documents)
     if params.tokenizer.path:
         tokenizer = load_tokenizer(Path(params.tokenizer.path))
-        if (size := tokenizer.get_vocab_size()) != params.tokenizer.vocabulary_size:
+        if (size := vocabulary_size_of(tokenizer)) != params.tokenizer.vocabulary_size:
             raise CalmError(
                 f"{params.tokenizer.path} has {size} entries but tokenizer.vocabulary_size is "
-                f"{params.tokenizer.vocabulary_size}; set it to {size}"
+                f"{params.tokenizer.vocabulary_size}; set it to {size}, the largest id + 1"
             )
+        if told := told_losses(tokenizer):
+            kept.tell(f"{params.tokenizer.path}: {told}")
     else:
         # The sample is read once and kept: reading a remote stream again would be slow.
         beginning = _beginning(texts, params.tokenizer.training_megabytes * 10**6, percent)
@@ -186,8 +195,10 @@ def _encode(
     """Encode ``texts``, the documents after ``done``, and keep them stretch by stretch."""
     documents = done.place.documents
     with kept.scratch() as scratch, progress("tokenise", None, "documents", documents) as advance:
-        splits = _SplitWriters(scratch, tokenizer.get_vocab_size(), done)
+        splits = _SplitWriters(scratch, vocabulary_size_of(tokenizer), done)
         for batch in encode_documents(tokenizer, texts.texts):
+            if not documents and (told := told_changes(tokenizer, batch.texts)):
+                kept.tell(told)
             held_out = np.array([is_validation(text, validation_percent) for text in batch.texts])
             characters = np.array([len(text) for text in batch.texts])
             # A batch may hold the ends of several stretches.

@@ -1,5 +1,6 @@
 """BrierLM of any model folder on any corpus: text in, tokens by the model's own tokenizer, scores a document out."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from calm_core.storage.atomic import whole_directory
 from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
-from calm_core.tokens.batch_encoding import encode_documents
+from calm_core.tokens.batch_encoding import EncodedDocuments, encode_documents
 from calm_core.tokens.blocks import EvaluationBlocks
+from calm_core.tokens.round_trip import told_changes
 from calm_core.tokens.shards import TokenStream, TokenWriter
 
 BATCH_TOKENS = 1024
@@ -159,7 +161,7 @@ def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: P
     writer = TokenWriter(folder, "evaluated", language_model.model.config.vocabulary_size)
     beginnings: list[str] = []
     with progress("tokenise", None, "documents") as advance:
-        encoded = encode_documents(language_model.tokenizer, texts)
+        encoded = _told(language_model, encode_documents(language_model.tokenizer, texts))
         for text, token_ids in (document for batch in encoded for document in batch.documents()):
             writer.write(token_ids)
             beginnings.append(" ".join(text[: 2 * BEGINNING].split())[:BEGINNING])
@@ -168,6 +170,14 @@ def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: P
                 break  # of a large corpus only what is evaluated is tokenised
     writer.flush()
     return beginnings
+
+
+def _told(language_model: LanguageModel, batches: Iterator[EncodedDocuments]) -> Iterator[EncodedDocuments]:
+    """``batches`` as they are; where the tokenizer changes the first texts, that is told on standard error."""
+    for number, batch in enumerate(batches):
+        if number == 0 and (told := told_changes(language_model.tokenizer, batch.texts)):
+            print(f"tokenise: {told}", file=sys.stderr, flush=True)
+        yield batch
 
 
 def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:

@@ -17,8 +17,8 @@ from calm_core.errors import CalmError
 from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
-from calm_core.storage.model_folder import load_model, read_config
-from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
+from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
+from calm_core.tokens.tokenizer import TOKENIZER, encode_texts, end_of_text_id, load_tokenizer, require_fit
 from calm_core.transformer.model import Transformer
 
 BATCH_PROMPTS = 16
@@ -120,7 +120,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of ``text``, without special tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return list(encode_texts(self.tokenizer, [text])[0].ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of ``token_ids``."""
@@ -158,7 +158,14 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
         raise CalmError(f"{folder} holds a model of kind {kind!r}; a language model is of kind 'calm' or 'transformer'")
     if config["context_tokens"] is None:
         raise CalmError(f"{folder}/config.json does not say the context that the model was trained with")
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if not (folder / TOKENIZER).is_file():
+        raise CalmError(
+            f"tokenizer {folder / TOKENIZER} is missing; the one that the model was trained with belongs there "
+            "(`calm import-checkpoint` takes it as --tokenizer)"
+        )
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    require_fit(tokenizer, model.config.vocabulary_size, str(folder / TOKENIZER))
+    _require_tokens_of_autoencoder(tokenizer, folder)
     opening = _opening(folder, config.get("opening"), model)
     if autoencoder is not None:
         autoencoder.to(place)
@@ -174,6 +181,15 @@ def _opening(folder: Path, opening: Any, model: Calm | Transformer) -> tuple[int
     if not whole or not all(type(token_id) is int and token_id in vocabulary for token_id in opening):
         raise CalmError(f"{folder}/config.json is damaged: opening is {opening!r}, not {patch_size} token ids")
     return tuple(opening)
+
+
+def _require_tokens_of_autoencoder(tokenizer: Tokenizer, folder: Path) -> None:
+    """Raise CalmError if a CALM's tokenizer was replaced by one of the same size: its autoencoder's is still there."""
+    own, inner = folder / TOKENIZER, folder / AUTOENCODER / TOKENIZER
+    if not inner.is_file() or inner.read_bytes() == own.read_bytes():
+        return
+    if load_tokenizer(inner).get_vocab() != tokenizer.get_vocab():
+        raise CalmError(f"{own} has other tokens than {inner}; copy the one that the model was trained with over both")
 
 
 def _extend(continuation: Continuation, token_ids: list[int], tokens: int, end_of_text: int) -> None:

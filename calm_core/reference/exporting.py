@@ -13,12 +13,12 @@ from calm_core.errors import CalmError
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
     DTYPES,
-    FIXED,
     ORIGIN,
     autoencoder_keys,
     calm_keys,
     reference_names,
 )
+from calm_core.reference.settings import FIXED
 from calm_core.reference.untrusted_weights import Weights, read_mapping
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json

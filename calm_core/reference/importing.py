@@ -7,6 +7,7 @@ Notable:
 """
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,20 @@ from calm_core.nn.backbone import BackboneConfig
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
     DTYPES,
-    FIXED,
+    EMBEDDING,
     ORIGIN,
     OUTPUT_MATRIX,
     autoencoder_keys,
     calm_keys,
     reference_names,
 )
+from calm_core.reference.settings import number, rope_theta, unbuilt
 from calm_core.reference.untrusted_weights import Weights, read_checkpoint
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, require_new_folder, save_model
-from calm_core.tokens.tokenizer import load_tokenizer
+from calm_core.tokens.round_trip import told_losses
+from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer, require_fit
 
 
 def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = None) -> str:
@@ -43,20 +46,24 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
     ``tokenizer`` is a tokenizer.json to put beside the weights; without it, that of ``source``, if it has one.
 
     Raises:
-        CalmError: ``destination`` exists; ``source`` cannot be read, is no checkpoint that this project knows, or
-            does not hold exactly the tensors that its sizes call for.
+        CalmError: ``destination`` exists; ``source`` cannot be read, is no checkpoint that this project knows, does
+            not hold exactly the tensors that its sizes call for, or has another vocabulary than the tokenizer.
     """
     require_new_folder(destination)
     config, weights = read_checkpoint(source)
     dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in weights.items()}
     origin = {"config": config, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}}
-    found = tokenizer or source / "tokenizer.json"
+    found = tokenizer or source / TOKENIZER
     vocabulary = load_tokenizer(found) if tokenizer or found.is_file() else None
+    if vocabulary and (told := told_losses(vocabulary)):
+        print(f"{found}: {told}", file=sys.stderr, flush=True)
     # A language model's file has its autoencoder inside; an autoencoder's file has no prefix.
     own = {name: weight for name, weight in weights.items() if not name.startswith(AUTOENCODER_PREFIX)}
     inner = {name.removeprefix(AUTOENCODER_PREFIX): weights[name] for name in weights.keys() - own.keys()}
     if not inner:
         autoencoder = build_autoencoder(config, weights, str(source))
+        if vocabulary:
+            require_fit(vocabulary, autoencoder.config.vocabulary_size, str(found))
         with whole_directory(destination) as folder:
             save_model(autoencoder, vocabulary, folder)
             write_json(folder / ORIGIN, origin)
@@ -64,8 +71,10 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
     # Without a config: config.json describes the language model, and shapes are enough for the autoencoder.
     autoencoder = build_autoencoder({}, inner, f"{source} ({AUTOENCODER_PREFIX}*)")
     model = build_calm(config, own, autoencoder.config, str(source))
+    if vocabulary:
+        require_fit(vocabulary, model.config.vocabulary_size, str(found))
     # The reference counts positions, which are patches; a model's folder here counts tokens.
-    context = max(1, int(_number(config, "max_position_embeddings", 2048, str(source)))) * model.config.patch_size
+    context = max(1, int(number(config, "max_position_embeddings", 2048, str(source)))) * model.config.patch_size
     with whole_directory(destination) as folder:
         save_model(model, vocabulary, folder, context)
         save_model(autoencoder, vocabulary, folder / AUTOENCODER)
@@ -76,7 +85,8 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
 def build_autoencoder(config: dict[str, Any], weights: Weights, source: str) -> Autoencoder:
     """The autoencoder that ``weights`` make, in the reference's names; ``config`` has to agree with their shapes."""
     sizes = _Sizes(weights, source)
-    vocabulary_size, hidden_size = sizes.of("encoder.embed_tokens.weight")
+    # Tools that save no tensor twice keep one of the two names, whichever comes first.
+    vocabulary_size, hidden_size = sizes.of(OUTPUT_MATRIX if OUTPUT_MATRIX in weights else EMBEDDING)
     shape = AutoencoderConfig(
         vocabulary_size=vocabulary_size,
         patch_size=sizes.of("encoder.squeeze_layer.weight")[1] // hidden_size,
@@ -94,8 +104,9 @@ def build_calm(config: dict[str, Any], weights: Weights, autoencoder: Autoencode
     sizes = _Sizes(weights, source)
     vocabulary_size, hidden_size = sizes.of("transformer.embed_tokens.weight")
     heads = config.get("num_attention_heads")
-    if not isinstance(heads, int) or heads < 1 or hidden_size % heads:
-        raise CalmError(f"{source}: num_attention_heads is {heads!r}; it has to divide the hidden size {hidden_size}")
+    if type(heads) is not int or heads < 1 or hidden_size % heads:
+        told = "; ".join([*unbuilt(config), f"it has to divide the hidden size {hidden_size}"])
+        raise CalmError(f"{source} is refused: config.json: num_attention_heads is {heads!r}; {told}")
     head_size = hidden_size // heads
     shape = CalmConfig(
         vocabulary_size=vocabulary_size,
@@ -108,7 +119,7 @@ def build_calm(config: dict[str, Any], weights: Weights, autoencoder: Autoencode
             heads=heads,
             # From the shape: config.json may leave num_key_value_heads out.
             key_value_heads=max(1, sizes.of("transformer.layers.0.self_attn.k_proj.weight")[0] // head_size),
-            rope_theta=_number(config, "rope_theta", 10_000.0, source),
+            rope_theta=rope_theta(config, source),
         ),
         head=_head_shape(sizes, autoencoder.latent_size, source),
     )
@@ -122,7 +133,11 @@ def build_calm(config: dict[str, Any], weights: Weights, autoencoder: Autoencode
             f"{source}: the language model has vocabulary {shape.vocabulary_size} and K {shape.patch_size}, its "
             f"autoencoder {autoencoder.vocabulary_size} and {autoencoder.patch_size}"
         )
-    disagreements = _disagreements(config, calm_keys(shape) | {"head_dim": head_size})
+    # The base was read above, from wherever it stands.
+    sizes_told = {key: value for key, value in calm_keys(shape).items() if key != "rope_theta"}
+    disagreements = _disagreements(config, sizes_told | {"head_dim": head_size})
+    if (kind := config.get("model_type")) in ("energy", "diffusion", "flow") and kind != shape.head.kind:
+        disagreements.append(f"model_type is {kind!r}, the weights have a head of kind {shape.head.kind!r}")
     return _filled(Calm, shape, weights, disagreements, source)
 
 
@@ -183,13 +198,13 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
     copies = {name: [theirs for theirs in names[name] if theirs in weights] for name in own}
     # Tools that save no tensor twice drop one copy, with all that stands under its first name.
     first_names = {name.split(".")[0] for name in weights}
-    # A second copy may be missing: the tied output matrix, or the whole second name of the energy head.
+    # A second copy may be missing: one name of the tied matrix, or the whole second name of the energy head.
     lacking = [
         theirs
         for name, found in copies.items()
         for theirs in names[name]
         if theirs not in weights
-        and not (found and (theirs == OUTPUT_MATRIX or theirs.split(".")[0] not in first_names))
+        and not (found and (theirs in (EMBEDDING, OUTPUT_MATRIX) or theirs.split(".")[0] not in first_names))
     ]
     known = {theirs for group in names.values() for theirs in group}
     misshapen = [
@@ -222,20 +237,8 @@ def _filled(model_class: Any, shape: Any, weights: Weights, disagreements: list[
 def _disagreements(config: dict[str, Any], shape: dict[str, Any]) -> list[str]:
     """Where config.json contradicts the weights, or asks for what no model here can do."""
     # A key that config.json lacks contradicts nothing.
-    wrong = [
+    return unbuilt(config) + [
         f"{key} is {config[key]!r}, the weights have {value!r}"
         for key, value in shape.items()
         if config.get(key) is not None and config[key] != value
     ]
-    return wrong + [
-        f"{key} is {config[key]!r}, here it is always {value!r}"
-        for key, value in FIXED.items()
-        if key in config and config[key] != value
-    ]
-
-
-def _number(config: dict[str, Any], key: str, default: float, source: str) -> float:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-        raise CalmError(f"{source} is refused: config.json: {key} is {value!r}, a positive number is needed")
-    return float(value)

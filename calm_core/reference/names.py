@@ -13,21 +13,11 @@ from torch import nn
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
-from calm_core.nn.layers import NORM_EPSILON
 
 ORIGIN = "reference.json"
 """Beside an imported model: the config.json it came with, and the tensors that were not float32, for the way back."""
 
 DTYPES = {"float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-FIXED = {
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "attention_bias": False,
-    "rms_norm_eps": NORM_EPSILON,
-    "rope_scaling": None,
-}
-"""Settings of config.json that this project's models have no choice in."""
 
 _AUTOENCODER = (
     (r"^encoder\.embedding", "encoder.embed_tokens"),
@@ -77,8 +67,8 @@ _DENOISER = (
     (r"net\.output", "net.final_layer.linear"),
 )
 
-OUTPUT_MATRIX = "decoder.lm_head_weight"
-"""The second name of the autoencoder's embedding."""
+EMBEDDING, OUTPUT_MATRIX = "encoder.embed_tokens.weight", "decoder.lm_head_weight"
+"""The two names of the autoencoder's embedding."""
 
 AUTOENCODER_PREFIX = "ae_model."
 """Before the names of the frozen autoencoder in a language model's file."""
@@ -111,7 +101,7 @@ def _autoencoder_names(name: str, model: Autoencoder) -> list[str]:
             name = f"{side}.{side}_layers.{int(found[1]) + offset}{name[found.end() :]}"
     theirs = _translate(name, _AUTOENCODER)
     # Tied here, two names there.
-    return [theirs, OUTPUT_MATRIX] if theirs == "encoder.embed_tokens.weight" else [theirs]
+    return [theirs, OUTPUT_MATRIX] if theirs == EMBEDDING else [theirs]
 
 
 def _translate(name: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -28,7 +28,12 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Weights]:
     config = read_mapping(folder / "config.json")
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise CalmError(f"{folder} holds no weights; one of {', '.join(_WEIGHTS)} is needed")
+        # Shards whose index was not fetched, say, or a file of another tool's.
+        others = sorted(
+            found.name for found in folder.iterdir() if found.suffix in (".safetensors", ".bin", ".pt", ".pth")
+        )
+        there = f"; it has {', '.join(others[:5])}" if others else ""
+        raise CalmError(f"{folder} holds no weights; one of {', '.join(_WEIGHTS)} is needed{there}")
     if path.suffix != ".json":
         return config, _read_weights(path)
     shards = read_mapping(path).get("weight_map")
@@ -39,7 +44,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Weights]:
         # An index comes from elsewhere, too: a name with a folder in it could read any file.
         if Path(name).name != name or name in ("", ".."):
             raise CalmError(f"{path} names the shard {name!r}, which lies outside its folder")
-        weights |= _read_weights(folder / name)
+        for tensor, weight in _read_weights(folder / name).items():
+            # A shard of another model, say, that has the same names.
+            if shards.get(tensor, name) != name:
+                raise CalmError(f"{folder / name} holds {tensor}, which {path.name} places in {shards[tensor]}")
+            weights[tensor] = weight
     if missing := sorted(set(shards) - set(weights)):
         raise CalmError(f"{path} lists tensors that its shards lack: {', '.join(missing)}")
     return config, weights

@@ -150,8 +150,8 @@ def _workspace() -> Iterator[Path]:
 def _prepare(params: Params, steps: int, folder: Path) -> Shrunk:
     """Write params.yaml, and the stand-in tokenizer if there is no other, into ``folder``."""
     texts = _sliver(characters_of_sliver(params))
-    size, given = params.tokenizer.vocabulary_size, Path(params.tokenizer.path)
-    if given.is_file():
+    size, given = params.tokenizer.vocabulary_size, Path(params.tokenizer.path).expanduser()
+    if params.tokenizer.path and given.exists():
         tokenizer, note = str(given.resolve()), None
     else:
         tokenizer = "stand-in.json"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from calm_core.tokens.tokenizer import end_of_text_id
+from calm_core.tokens.tokenizer import encode_texts, end_of_text_id
 
 BATCH_DOCUMENTS = 4096
 BATCH_CHARACTERS = 1 << 20
@@ -30,19 +30,17 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[Enc
     """All of ``texts`` in batches, with their token ids, an end-of-text token after each document.
 
     While a batch is encoded, without the GIL, the next one is read and the caller uses the one before.
+
+    Raises:
+        CalmError: a text cannot be encoded.
     """
     end_of_text = end_of_text_id(tokenizer)
-
-    def encode(batch: list[str]) -> list[Encoding]:
-        # The fast variant computes no character offsets, which nobody here uses. Special tokens are added below, one
-        # rule for all tokenizers.
-        return tokenizer.encode_batch_fast(batch, add_special_tokens=False)
 
     # One thread: the tokenizer has threads of its own, and batches have to stay in order.
     with ThreadPoolExecutor(max_workers=1) as encoder:
         running: tuple[list[str], Future[list[Encoding]]] | None = None
         for batch in _batches(texts):
-            before, running = running, (batch, encoder.submit(encode, batch))
+            before, running = running, (batch, encoder.submit(encode_texts, tokenizer, batch))
             if before:
                 yield _gathered(before[0], before[1].result(), end_of_text)
                 # While the generator is suspended, the texts of the batch would stay in memory.

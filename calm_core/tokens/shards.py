@@ -37,7 +37,7 @@ class TokenWriter:
     def __init__(
         self, folder: Path, split: str, vocabulary_size: int, shards: int = 0, documents: int = 0, tokens: int = 0
     ) -> None:
-        self._folder, self._split = folder, split
+        self._folder, self._split, self._vocabulary_size = folder, split, vocabulary_size
         # Half the disk and page cache where 16 bits suffice.
         self._dtype = np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.int32)
         self._pending = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the writer
@@ -58,6 +58,11 @@ class TokenWriter:
 
     def write_documents(self, token_ids: np.ndarray, lengths: np.ndarray) -> None:
         """Add documents of ``lengths`` tokens, end-of-text tokens included, that follow each other in ``token_ids``."""
+        # Before they are stored in 16 bits, where a larger id would become another token's.
+        smallest, largest = token_ids.min(initial=0), token_ids.max(initial=0)
+        if smallest < 0 or largest >= self._vocabulary_size:
+            wrong = smallest if smallest < 0 else largest
+            raise CalmError(f"token {wrong} is outside of the vocabulary of {self._vocabulary_size:,}")
         ends = lengths.cumsum()
         while len(ends):
             # A shard ends with the document that fills it.

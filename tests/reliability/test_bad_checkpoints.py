@@ -35,10 +35,12 @@ from calm_core.reference.exporting import export_checkpoint
 from calm_core.reference.importing import import_checkpoint
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.storage.provenance import require_intact
+from calm_core.tokens.round_trip import told_losses
 from calm_core.tokens.shards import TokenStream, TokenWriter, vocabulary_size
 from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.reference.reference_data import reference_weights, write_reference
+from tests.calm_core.tokens.published import PUBLISHED, write
 from tests.reliability.support.bad_input import PLAIN, Content, bounded, complaint, damaged, tries
 
 BACKBONE = BackboneConfig(8, 12, 1, 2, 1)
@@ -494,15 +496,27 @@ def test_files_that_are_built_to_harm(source: Path) -> None:
             assert imported(source)
 
 
+@pytest.mark.parametrize("name", ["llama-2", "bert", "roberta"])
+def test_any_values_in_a_tokenizer_of_many_parts(name: str, tmp_path: Path) -> None:
+    path = write(PUBLISHED[name](), tmp_path)
+    try_mutations(path, 100, lambda: complaint(lambda: told_losses(load_tokenizer(path))))
+
+
 @pytest.mark.parametrize("content", [
     b"[" * 100_000, b'{"a":' * 100_000, b"\0" * 100, b"{}",
     b'{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}',
     b'{"model": {"type": "BPE", "vocab": {"<eos>": 1, "a": 0}, "merges": [["a", "b"]]}}',
     b'{"model": {"type": "WordLevel", "vocab": {"<eos>": 0}, "unk_token": "x"}}',
+    b'{"model": [], "added_tokens": 3}',
+    b'{"model": {"type": "WordLevel", "vocab": {"<eos>": 0, "a": 1}, "unk_token": "a"}, "post_processor": {"type":'
+    b'"TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": [],'
+    b'"special_tokens": {}}}',
+    b'{"model": {}, "added_tokens": [3], "normalizer": [], "decoder": {"decoders": 1}}',
+    b'{"model": {"vocab": {"<eos>": 0}, "merges": []}, "normalizer": ' + b'{"type":"Sequence","normalizers":[' * 5000,
 ])  # fmt: skip
 def test_tokenizers_that_are_built_to_harm(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
-    complaint(lambda: load_tokenizer(path))
+    complaint(lambda: told_losses(load_tokenizer(path)))
     with pytest.raises(CalmError):
         load_tokenizer(tmp_path / ("x" * 300))
