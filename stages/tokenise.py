@@ -4,13 +4,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calm_core.corpus.text_files import source_files
+from calm_core.corpus.digest import corpus_digest
 from calm_core.corpus.tokenise import tokenise
 from calm_core.params import Params
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.resumable import FinishedFiles
 from stages.runner.resume import folder_of, mark_finished
-from stages.runner.run import run_stage
+from stages.runner.run import CHECKPOINTS, run_stage
 
 
 def main(params: Params) -> None:
@@ -24,12 +24,9 @@ def main(params: Params) -> None:
 
 
 def _inputs(params: Params) -> dict[str, Any]:
-    """Inputs that DVC does not track: files that may change while the stage is interrupted, and reading libraries."""
-    tokenizer = [Path(params.tokenizer.path)] if params.tokenizer.path else []
-    # Size and time of change instead of a hash: a corpus may be large, and this runs before each start.
-    files = [path for path in source_files(params.corpus) + tokenizer if path.is_file()]
+    """Inputs that dvc.yaml does not name: the text as it is now, also in a run by hand, and what reads it."""
     return {
-        "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "text": corpus_digest(params, CHECKPOINTS),
         "libraries": {name: version(name) for name in ("datasets", "tokenizers")},
     }
 
