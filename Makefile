@@ -22,6 +22,7 @@ install_torch = $(if $(filter pypi,$(2)),$(1) -m pip install --quiet --no-deps t
 .PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
+	@$(RUN) python -m calm_core.checkout
 	$(RUN) dvc repro
 
 # A local Prefect server on 127.0.0.1:4200 and the deployments of prefect.yaml, until Ctrl-C.

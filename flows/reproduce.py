@@ -16,10 +16,11 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
+from calm_core.checkout import require_checkout
 from flows.artifacts import StageProgress, publish_metrics, publish_params, publish_report
 from flows.pipeline import Graph, StageError, changed_stages, read_graph, read_metrics, run_stage
 from flows.processes import Processes
-from flows.workspaces import clone_with_overrides, exclusive, params_digest, revision, save_experiment
+from flows.workspaces import copy_with_overrides, exclusive, params_digest, revision, save_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +80,7 @@ def reproduce(
 
     Args:
         overrides: Changes of params.yaml for this run alone, as for `dvc exp run -S`: section.key=value. Such a run
-            works in a clone and ends as a DVC experiment; params.yaml stays as it is.
+            works in a copy and ends as a DVC experiment; params.yaml stays as it is.
         targets: Stages to bring up to date, with all that they need; none means every stage.
         force: Run the stages even where they are up to date.
         at_once: How many stages may run at the same time.
@@ -90,19 +91,20 @@ def reproduce(
     """
     logger, processes = get_run_logger(), Processes(share_cores=share_cores or at_once > 1)
     root = Path(folder or ROOT).resolve()
+    require_checkout(root)
     digest = params_digest(root, overrides)
     _tag(revision(root), digest)
     try:
         if not overrides:
             with exclusive(root, wait_for_others, logger.info):
                 return _bring_up_to_date(root, targets, force, at_once, processes, overrides)
-        # Changes of metrics are shown against the tree, not against what the cache restores in the clone.
+        # Changes of metrics are shown against the tree, not against what the cache restores in the copy.
         before = read_metrics(root)
-        with clone_with_overrides(root, overrides) as clone:
-            processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], clone, logger.info)
-            metrics = _bring_up_to_date(clone, targets, force, at_once, processes, overrides, before)
+        with copy_with_overrides(root, overrides) as copy:
+            processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], copy, logger.info)
+            metrics = _bring_up_to_date(copy, targets, force, at_once, processes, overrides, before)
             name = experiment or f"flow-{digest}"
-            save_experiment(clone, root, name)
+            save_experiment(copy, root, name)
             logger.info(f"saved as the experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
             return metrics
     finally:

@@ -58,8 +58,8 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     sizes, digests = _hashed(files + tokenizer, tree / folder / RECORD)
     if files:
         # One folder on every machine, whatever lies above it.
-        above = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
-        names = [os.fsencode(os.path.relpath(os.path.abspath(path), above)) for path in files]
+        above = os.path.commonpath([_placed(path.parent) for path in files])
+        names = [os.fsencode(os.path.relpath(_placed(path), above)) for path in files]
         listing = b"".join(f"{digest}  ".encode() + name + b"\0" for digest, name in zip(digests, names, strict=False))
         told |= {
             "files": len(files),
@@ -75,7 +75,7 @@ def _hashed(paths: Sequence[Path], record: Path) -> tuple[list[int], list[str]]:
     stats = [_stat(path) for path in paths]
     # The time of change, which no program can set, tells of a text that was replaced by another of its size and time.
     marks = [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for stat in stats]
-    names = [os.path.abspath(path) for path in paths]
+    names = [_placed(path) for path in paths]
     as_before = [name in known and known[name][:-1] == mark for name, mark in zip(names, marks, strict=True)]
     changed = [path for path, same in zip(paths, as_before, strict=True) if not same]
     fresh = iter(_hash_all(changed))
@@ -114,6 +114,11 @@ def _read_record(record: Path) -> dict[str, list[Any]]:
         return {name: list(entry) for name, entry in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):  # it saves time and nothing else
         return {}
+
+
+def _placed(path: Path) -> str:
+    """``path`` from the root, links left as they are."""
+    return os.path.normpath(path.absolute())
 
 
 def _is_file(path: Path) -> bool:

@@ -35,7 +35,14 @@ from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
 READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", "evaluate_brierlm", "correlate_brierlm", "report")
-OF_ONE_PAGE = ("check_params", "digest_corpus", "evaluate_brierlm", "correlate_brierlm", "benchmark_flops", "model_cards")
+OF_ONE_PAGE = (
+    "check_params",
+    "digest_corpus",
+    "evaluate_brierlm",
+    "correlate_brierlm",
+    "benchmark_flops",
+    "model_cards",
+)
 """Stages whose outputs take a page of memory each, or less."""
 
 
