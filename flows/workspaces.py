@@ -93,20 +93,28 @@ def apply_overrides(params: Path, overrides: list[str]) -> None:
     apply(params, overrides)
 
 
+def require_experiment_name(folder: Path, name: str) -> None:
+    """Raise CalmError if ``name`` cannot be an experiment's, before hours of work end without one."""
+    try:
+        git(folder, "check-ref-format", f"refs/exps/{name}")
+        possible = "/" not in name
+    except CalmError:
+        possible = False
+    if not possible:
+        raise CalmError(f"{name!r} cannot be the name of an experiment; use letters, digits, dashes and underscores")
+
+
 def save_experiment(copy: Path, folder: Path, name: str) -> None:
     """Record what ``copy`` holds as the DVC experiment ``name`` of ``folder``; it replaces one of that name.
 
     What stages made is in the cache already, and dvc.lock names it: `dvc exp save` would look through all of it again.
 
     Raises:
-        CalmError: ``name`` cannot be one; git cannot store it.
+        CalmError: git cannot store it.
     """
-    if "/" in name:
-        raise CalmError(f"the experiment's name {name!r} has a slash, which DVC does not take; give it another")
     base = git(copy, "rev-parse", "--verify", "HEAD").decode().strip()
     # DVC keeps experiments as commits that git references by this name.
     reference = f"refs/exps/{base[:2]}/{base[2:]}/{name}"
-    git(copy, "check-ref-format", reference)
     commit = commit_files(copy, f"dvc: commit experiment {name}", [b"dvc.lock"])
     bring_commit(commit, base, copy, folder)
     git(folder, "update-ref", reference, commit)

@@ -11,7 +11,7 @@ import pytest
 from calm_core.errors import CalmError
 from flows.git import git
 from flows.git_copy import bring_commit, copy_tree
-from flows.workspaces import copy_with_overrides, revision, save_experiment
+from flows.workspaces import copy_with_overrides, require_experiment_name, revision, save_experiment
 from tests.flows.conftest import run
 
 HOSTILE = """
@@ -246,6 +246,13 @@ def test_what_git_does_not_track_has_settings_too(project: Path) -> None:
     with copy_with_overrides(project, []) as copy:
         assert run(copy, "dvc", "cache", "dir").strip() == str(project / "my cache")
         assert run(copy, "dvc", "config", "cache.type").strip() == "symlink"
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "a..b", "", "a.lock", "a~1"])
+def test_names_that_no_experiment_can_have(tmp_path: Path, name: str) -> None:
+    require_experiment_name(tmp_path, "some-name_7.5")
+    with pytest.raises(CalmError, match="cannot be the name of an experiment; use letters"):
+        require_experiment_name(tmp_path, name)
 
 
 def test_without_a_commit(tmp_path: Path) -> None:
