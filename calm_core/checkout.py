@@ -7,10 +7,10 @@ from pathlib import Path
 from calm_core.errors import CalmError
 
 
-def require_checkout(folder: Path) -> None:
+def require_checkout(folder: Path, experiments: bool = False) -> None:
     """Raise CalmError, with the remedy, if DVC would refuse to work in ``folder``: a downloaded archive, for instance.
 
-    Does not start DVC, which takes a second.
+    ``experiments`` cannot do without git, though DVC can. Does not start DVC, which takes a second.
     """
     here = folder.absolute()
     in_git = any((above / ".git").exists() for above in (here, *here.parents))
@@ -21,10 +21,11 @@ def require_checkout(folder: Path) -> None:
             else "copy hidden files, too, or `dvc init --no-scm`"
         )
         raise CalmError(f"{here} has no folder .dvc: {anew}")
-    if not in_git and not _without_git(here):
+    if not in_git and (experiments or not _without_git(here)):
+        without = "experiments need one" if experiments else "or `dvc config --local core.no_scm true` does without"
         raise CalmError(
             f"{here} is in no git repository: `git init && git add --all && git commit --message start` makes one; "
-            "or `dvc config --local core.no_scm true` does without, and without experiments"
+            f"{without}"
         )
 
 

@@ -100,7 +100,7 @@ def reproduce(
     """
     logger, processes = get_run_logger(), Processes(share_cores=share_cores or at_once > 1)
     root = Path(folder or ROOT).resolve()
-    require_checkout(root)
+    require_checkout(root, experiments=bool(overrides))
     digest = params_digest(root, overrides)
     _tag(revision(root), digest)
     try:

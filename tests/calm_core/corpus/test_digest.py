@@ -1,6 +1,5 @@
 """The digest of the text, against coreutils and against what was changed in the files."""
 
-import json
 import os
 import shutil
 import subprocess
