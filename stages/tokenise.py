@@ -11,12 +11,13 @@ from calm_core.storage.atomic import whole_directory
 from calm_core.storage.resumable import FinishedFiles
 from stages.runner.resume import folder_of, mark_finished
 from stages.runner.run import CHECKPOINTS, run_stage
+from stages.runner.users_tree import in_users_tree
 
 
 def main(params: Params) -> None:
     """Write tokenizer, token shards and their description."""
-    kept = FinishedFiles(folder_of("tokenise", params, _inputs(params)), "tokenise")
-    with whole_directory(Path("data/tokens")) as folder:
+    kept = FinishedFiles(folder_of("tokenise", params, _inputs(params)).absolute(), "tokenise")
+    with whole_directory(Path("data/tokens").absolute()) as folder, in_users_tree():
         splits = tokenise(params, folder, kept)["splits"]
     mark_finished(kept.folder)
     for split, counts in splits.items():
@@ -25,8 +26,10 @@ def main(params: Params) -> None:
 
 def _inputs(params: Params) -> dict[str, Any]:
     """Inputs that dvc.yaml does not name: the text as it is now, also in a run by hand, and what reads it."""
+    with in_users_tree():
+        text = corpus_digest(params, CHECKPOINTS)
     return {
-        "text": corpus_digest(params, CHECKPOINTS),
+        "text": text,
         "libraries": {name: version(name) for name in ("datasets", "tokenizers")},
     }
 

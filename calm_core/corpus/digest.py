@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from calm_core.corpus.users_tree import users_tree
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.processors import available_processors
@@ -26,7 +25,7 @@ steps, the coarsest of two seconds."""
 
 
 RECORD = "corpus.json"
-"""The file of sizes, times and hashes, one for a tree and all copies of it."""
+"""The file of sizes, times and hashes."""
 
 
 def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
@@ -41,8 +40,7 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     """
     corpus = params.corpus
     told: dict[str, Any] = {"source": corpus.source}
-    tree = users_tree()
-    if corpus.source == "files" or (corpus.source == "huggingface" and (tree / corpus.dataset).is_dir()):
+    if corpus.source == "files" or (corpus.source == "huggingface" and Path(corpus.dataset).expanduser().is_dir()):
         # Here: it imports what reads the text, which takes a second.
         from calm_core.corpus.text_files import source_files
 
@@ -50,12 +48,12 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     else:
         files = []
         told |= {"dataset": corpus.dataset} if corpus.source == "huggingface" else {}
-    tokenizer = [tree / Path(params.tokenizer.path).expanduser()] if params.tokenizer.path else []
+    tokenizer = [Path(params.tokenizer.path).expanduser()] if params.tokenizer.path else []
     if tokenizer and not _is_file(tokenizer[0]):
-        raise CalmError(
-            f"tokenizer {tokenizer[0]} is missing; set tokenizer.path to a tokenizer.json, or to '' to train one"
-        )
-    sizes, digests = _hashed(files + tokenizer, tree / folder / RECORD)
+        from calm_core.tokens.tokenizer import load_tokenizer
+
+        load_tokenizer(tokenizer[0])  # which says so
+    sizes, digests = _hashed(files + tokenizer, folder / RECORD)
     if files:
         # One folder on every machine, whatever lies above it.
         above = os.path.commonpath([_placed(path.parent) for path in files])

@@ -19,7 +19,6 @@ import datasets
 
 from calm_core.corpus.botocore_docs import LICENCE, botocore_documents
 from calm_core.corpus.text_files import TableIsRead, field_texts, file_texts
-from calm_core.corpus.users_tree import users_tree
 from calm_core.errors import CalmError, one_line
 from calm_core.params import CorpusParams
 
@@ -125,11 +124,8 @@ def _texts(corpus: CorpusParams, mark: Mark, table_is_read: TableIsRead) -> Iter
 
 def _open_dataset(corpus: CorpusParams) -> Any:
     split = corpus.dataset_split
-    # A folder of the user's, wherever this runs; the hub may have a dataset of that name, too.
-    folder = users_tree() / corpus.dataset
     try:
-        name = str(folder) if folder.is_dir() else corpus.dataset
-        return datasets.load_dataset(name, corpus.configuration or None, split=split, streaming=True)
+        return datasets.load_dataset(corpus.dataset, corpus.configuration or None, split=split, streaming=True)
     except Exception as error:  # datasets raises many kinds, all of which say why
         # `datasets` has run no scripts since its version 4, whatever it is asked to trust.
         remedy = "; no code of a dataset is run: convert it to Parquet" if "script" in str(error) else ""

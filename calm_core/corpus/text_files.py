@@ -15,7 +15,6 @@ import datasets
 
 from calm_core.corpus.compression import COMPRESSED, can_decompress, open_decompressed
 from calm_core.corpus.json_guard import require_objects
-from calm_core.corpus.users_tree import users_tree
 from calm_core.errors import CalmError, one_line
 from calm_core.params import CorpusParams
 
@@ -43,7 +42,7 @@ def source_files(corpus: CorpusParams) -> list[Path]:
     """The files on this machine that ``corpus`` is read from; none if it comes from elsewhere or is installed."""
     if corpus.source == "files":
         return [path for pattern in corpus.paths for path in _expand(pattern)]
-    if corpus.source == "huggingface" and (users_tree() / corpus.dataset).is_dir():
+    if corpus.source == "huggingface" and Path(corpus.dataset).is_dir():
         return _expand(corpus.dataset)
     return []
 
@@ -108,22 +107,19 @@ def _read_together(path: Path) -> tuple[str, Path | None]:
 
 def _expand(pattern: str) -> list[Path]:
     """The files that a path, a folder or a glob stands for, in alphabetical order."""
-    tree = users_tree()
-    path = tree / pattern
     try:
-        if path.is_file():
-            found = [path]  # its name may look like a glob
-        elif path.is_dir():
-            found = sorted(path.rglob("*"))
+        if Path(pattern).is_file():
+            found = [Path(pattern)]  # its name may look like a glob
+        elif Path(pattern).is_dir():
+            found = sorted(Path(pattern).rglob("*"))
         else:
-            # Not a glob of ``path``: the name of a folder above may look like one.
-            found = [tree / name for name in sorted(glob.glob(pattern, root_dir=tree, recursive=True))]
+            found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         # Folders that a glob finds have no text; a pipe or a device might never end.
         found = [path for path in found if path.is_file()]
     except OSError as error:
-        raise CalmError(f"corpus.paths: {path}: {error.strerror}") from None
+        raise CalmError(f"corpus.paths: {pattern}: {error.strerror}") from None
     if not found:
-        raise CalmError(f"corpus.paths: {path} matches no file")
+        raise CalmError(f"corpus.paths: {pattern} matches no file")
     return found
 
 

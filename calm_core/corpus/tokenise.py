@@ -15,7 +15,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from calm_core.corpus.documents import Documents, Mark, Place, describe, is_validation
-from calm_core.corpus.users_tree import users_tree
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.progress import progress
@@ -132,7 +131,7 @@ def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
     documents, percent = Documents(params.corpus), params.corpus.validation_percent
     texts = iter(documents)
     if params.tokenizer.path:
-        tokenizer = load_tokenizer(users_tree() / params.tokenizer.path)
+        tokenizer = load_tokenizer(Path(params.tokenizer.path))
         if (size := tokenizer.get_vocab_size()) != params.tokenizer.vocabulary_size:
             raise CalmError(
                 f"{params.tokenizer.path} has {size} entries but tokenizer.vocabulary_size is "

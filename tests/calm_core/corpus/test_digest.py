@@ -11,7 +11,6 @@ import pytest
 
 from calm_core.corpus import digest
 from calm_core.corpus.digest import corpus_digest
-from calm_core.corpus.users_tree import users_tree
 from calm_core.errors import CalmError
 from calm_core.params import Params
 
@@ -158,29 +157,3 @@ def test_a_dataset_in_a_folder_is_text_of_the_users(tree: Path, params: Params) 
     assert before["bytes"] == 12
     a_line_more(tree / "text")
     assert corpus_digest(folder, Path(".checkpoints"))["bytes"] == 18
-
-
-@pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpx", ".dvc/tmp/exps/standalone/tmpx", ".dvc/tmp/flows/run-x/sub"])
-def test_a_copy_of_the_tree_reads_the_text_of_the_tree(
-    tree: Path, params: Params, monkeypatch: pytest.MonkeyPatch, copy: str
-) -> None:
-    (tree / "tokenizer.json").write_text("hello")
-    before = of(params, "text/*.txt", tokenizer="tokenizer.json")
-    here = tree / copy
-    (here / "text").mkdir(parents=True)
-    (here / "text/a.txt").write_text("what git knows of it")
-    (here / "params.yaml").touch()
-    assert users_tree() == Path()
-    monkeypatch.chdir(here)
-    assert users_tree() == tree
-    assert of(params, "text/*.txt", tokenizer="tokenizer.json") == before
-    assert not (here / ".checkpoints").exists()
-
-
-def test_a_tree_whose_name_looks_like_a_glob(tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = tmp_path / "a [1] *#2/.dvc/tmp/exps/tmpx"
-    here.mkdir(parents=True)
-    (tmp_path / "a [1] *#2/params.yaml").touch()
-    (tmp_path / "a [1] *#2/one.txt").write_text("hello")
-    monkeypatch.chdir(here)
-    assert of(params, "*.txt")["bytes"] == 5
