@@ -1,8 +1,9 @@
 # `make repro` and `make test` are all that a newcomer needs; both can be repeated and do only what is missing.
 PYTHON ?= python3
 VENV := .venv
-# Stages run as `python -m stages.NAME`, so the environment's python has to come first.
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Stages run as `python -m stages.NAME`, so the environment's python has to come first. The shell's name of this folder, since
+# what make puts into a command the shell reads again, and a folder may be called `$HOME`.
+RUN := PATH="$$PWD/$(VENV)/bin:$$PATH"
 # Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -35,9 +35,9 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
     """
     # flock, since the kernel releases it with the process, however that ends; a file that merely exists would stay.
     place = folder / ".dvc/tmp/flows.lock"
-    place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         held = lock.acquire(blocking=False)
     except Timeout:
         if not wait:
@@ -46,6 +46,8 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
             ) from None
         say(f"waiting for another flow run in {folder}")
         held = lock.acquire(poll_interval=POLL_SECONDS)
+    except OSError as error:
+        raise CalmError(f"cannot lock {place}: {error.strerror}; make it writable, or move the project") from None
     with held:
         yield
 

@@ -1,9 +1,10 @@
 """A finished run of the smoke pipeline in a clean clone of the last commit."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from flows.git import environment as git_environment
 
 LOCK = "dvc.lock"
 
@@ -32,7 +33,7 @@ def smoke_run(folder: Path) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """Of a command in the clone ``folder``, whose own code goes before an installed one."""
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {**git_environment(), "PYTHONPATH": str(folder)}
 
 
 def output_of(folder: Path, *command: str) -> str:

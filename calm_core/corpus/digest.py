@@ -4,6 +4,7 @@ Files are hashed by their content, and again only if their size or one of their 
 hashed last. A record keeps these; without it all are hashed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,6 @@ from typing import Any
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.processors import available_processors
-from calm_core.storage.atomic import write_text
 from calm_core.storage.checksum import sha256
 
 SETTLED_NANOSECONDS = 2 * 10**9
@@ -69,7 +69,9 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
 
 def _hashed(paths: Sequence[Path], record: Path) -> tuple[list[int], list[str]]:
     """Size and SHA-256 of each of ``paths``, read only where ``record`` does not know it as it is now."""
-    known, seen, now = _read_record(record), {}, time.time_ns()
+    known, now = _read_record(record), time.time_ns()
+    # Other corpora's stay: the points of a sweep may have one each, and runs may alternate.
+    seen = dict(known)
     stats = [_stat(path) for path in paths]
     # The time of change, which no program can set, tells of a text that was replaced by another of its size and time.
     marks = [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for stat in stats]
@@ -83,7 +85,7 @@ def _hashed(paths: Sequence[Path], record: Path) -> tuple[list[int], list[str]]:
         if mark[2] < now - SETTLED_NANOSECONDS:
             seen[name] = [*mark, digest]
     if seen != known:
-        write_text(record, json.dumps(seen))
+        _write_record(record, seen)
     return [stat.st_size for stat in stats], digests
 
 
@@ -112,6 +114,18 @@ def _read_record(record: Path) -> dict[str, list[Any]]:
         return {name: list(entry) for name, entry in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):  # it saves time and nothing else
         return {}
+
+
+def _write_record(record: Path, known: dict[str, list[Any]]) -> None:
+    # Under a name of its own: copies of a tree, which share the record, may run at the same time.
+    fresh = record.with_name(f".{record.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        try:
+            record.parent.mkdir(exist_ok=True)
+            fresh.write_text(json.dumps(known), encoding="utf-8")
+            fresh.replace(record)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def _placed(path: Path) -> str:
