@@ -53,6 +53,14 @@ HOSTILE = """
     recurse = true
 [transfer]
     fsckObjects = true
+[merge]
+    ff = only
+[rebase]
+    autostash = true
+[index]
+    skipHash = true
+[feature]
+    manyFiles = true
 [user]
     useConfigOnly = true
 """
@@ -97,6 +105,8 @@ def edit_everything(folder: Path) -> None:
     (folder / "was-a-file").mkdir()
     (folder / "was-a-file/inside").write_text("c")
     run(folder, "git", "add", "was-a-file/inside")
+    (folder / "intended.txt").write_text("as DVC's documentation says")
+    run(folder, "git", "add", "--intent-to-add", "intended.txt")
     (folder / "untracked.txt").write_text("not part of it")
 
 
