@@ -15,8 +15,8 @@ from flows.git import git, lines_of_zeros, setting, zeros
 IDENTITY = {"user.name": "calm flows", "user.email": "flows@localhost"}
 """The author of experiments' commits where git has none configured."""
 
-AS_THEY_ARE = {"core.autocrlf": "false", "core.safecrlf": "false"}
-"""Settings of the copy: files enter its index by their attributes alone, and without a complaint."""
+CONVERSIONS = ("core.autocrlf", "core.eol")
+"""The user's settings that say how lines of the tree end in a commit; one may stand in their repository alone."""
 
 SUBMODULE = b"160000"
 
@@ -93,5 +93,7 @@ def _init(folder: Path, copy: Path) -> None:
     (copy / ".git/objects/info/alternates").write_bytes(os.fsencode(objects.absolute()) + b"\n")
     if shallow.is_file():
         shutil.copyfile(shallow, copy / ".git/shallow")
-    for key, value in (AS_THEY_ARE | {key: setting(folder, key) or own for key, own in IDENTITY.items()}).items():
-        git(copy, "config", key, value)
+    settings = {key: setting(folder, key) for key in (*IDENTITY, *CONVERSIONS)}
+    for key, value in {**settings, "core.safecrlf": "false"}.items():
+        if value or key in IDENTITY:
+            git(copy, "config", key, value or IDENTITY[key])

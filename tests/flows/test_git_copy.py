@@ -126,6 +126,7 @@ def tree(project: Path) -> Path:
         (project / name).write_text(f"{name}\n" * 20)
     run(project, "git", "add", "--all")
     run(project, "git", "commit", "--quiet", "--message", "more")
+    run(project, "git", "config", "core.autocrlf", "false")  # where others may have set it for all repositories
     edit_everything(project)
     return project
 
@@ -165,6 +166,10 @@ def test_an_experiment_arrives(tree: Path, hostile: Path) -> None:
     saved = f"refs/exps/{commit[:2]}/{commit[2:]}/seven"
     assert b"value: 7" in git(tree, "show", f"{saved}:params.yaml")
     assert git(tree, "cat-file", "blob", f"{saved}:binary") == bytes(range(256)) * 9
+    # What git itself would store of a file, its lines' ends included.
+    for name in ("sub/new.txt", "step.py", "binary"):
+        assert git(tree, "rev-parse", f"{saved}:{name}") == git(tree, "hash-object", name)
+    assert git(tree, "cat-file", "blob", f"{saved}:sub/new.txt") == b"changed after it was staged\r\n"
     assert git(tree, "rev-parse", f"{saved}^").decode().strip() == commit
     assert git(tree, "log", "-1", "--format=%an", saved).decode().strip()
     assert not list((tree / ".dvc/tmp/flows").iterdir())
@@ -240,6 +245,7 @@ def test_wherever_it_lies(project: Path, tmp_path: Path, place: Callable[[Path, 
         found = contents(copy)
         assert found.pop("params.yaml") != expected.pop("params.yaml")
         assert found == expected
+        assert git(copy, "log", "--format=%H") == git(folder, "log", "--format=%H")
         cache = run(copy, "dvc", "cache", "dir").strip()
         assert cache == str(folder / ".dvc/cache")
         (copy / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
