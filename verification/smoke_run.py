@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.git import OURS
 from flows.git import environment as git_environment
 
 LOCK = "dvc.lock"
@@ -14,7 +15,8 @@ def smoke_run(folder: Path) -> None:
 
     Ends the process with the last lines of ``folder``/repro.log if that fails.
     """
-    output_of(Path.cwd(), "git", "clone", "--quiet", "--no-hardlinks", str(Path.cwd()), str(folder))
+    clone = (*OURS, "clone", "--quiet", "--no-hardlinks", "--template=")
+    output_of(Path.cwd(), *clone, str(Path.cwd()), str(folder))
     (folder / LOCK).unlink(missing_ok=True)
     output_of(folder, sys.executable, "-m", "calm_core.cli", "preset", "smoke")
     log = folder / "repro.log"

@@ -36,13 +36,18 @@ def of(params: Params, *paths: str, tokenizer: str = "") -> dict[str, Any]:
     return corpus_digest(params.model_copy(update={"corpus": corpus, "tokenizer": section}), Path(".checkpoints"))
 
 
-def test_it_is_what_sha256sum_prints(tree: Path, params: Params) -> None:
+def test_it_is_what_sha256sum_prints(tree: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "SETTLED_NANOSECONDS", -(10**9))
+    names = ["a.txt", "b.txt", "with\nline.txt", "ü.txt", os.fsdecode(b"\xe9.txt")]
+    for name in names[2:]:
+        (tree / "text" / name).touch()
     found = of(params, "text/*.txt")
-    listed = subprocess.run(["sha256sum", "--zero", "a.txt", "b.txt"], cwd="text", check=True, capture_output=True)
+    assert of(params, "text/*.txt") == found  # from the record
+    listed = subprocess.run(["sha256sum", "--zero", *names], cwd="text", check=True, capture_output=True)
     whole = subprocess.run(["sha256sum"], input=listed.stdout, check=True, capture_output=True)
     assert found == {
         "source": "files",
-        "files": 2,
+        "files": 5,
         "bytes": 12,
         "sha256": whole.stdout.decode().split()[0],
         "tokenizer_sha256": None,
