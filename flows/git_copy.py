@@ -82,7 +82,8 @@ def _tracked(folder: Path) -> set[bytes]:
 
 def _init(folder: Path, copy: Path) -> None:
     kind = git(folder, "rev-parse", "--show-object-format").decode().strip()
-    git(copy, "init", "--quiet", "--template=", f"--object-format={kind}")
+    # Versions before 2.29 know neither another kind nor the option.
+    git(copy, "init", "--quiet", "--template=", *([f"--object-format={kind}"] if kind == "sha256" else []))
     objects, shallow = (
         folder / os.fsdecode(git(folder, "rev-parse", "--git-path", name).removesuffix(b"\n"))
         for name in ("objects", "shallow")

@@ -20,6 +20,8 @@ from flows.git import git
 from flows.git_copy import bring_commit, commit_files, copy_tree
 
 POLL_SECONDS = 1.0
+WRITTEN = ("params.yaml", "dvc.lock")
+"""Files of a copy that git tracks and a run writes."""
 
 
 class WorkspaceBusyError(Exception):
@@ -69,6 +71,8 @@ def copy_with_overrides(folder: Path, overrides: list[str]) -> Iterator[Path]:
     try:
         project = copy_tree(folder, copy)
         _share_cache(folder, project)
+        for name in WRITTEN:
+            _own_content(project / name)
         apply_overrides(project / "params.yaml", overrides)
         yield project
     finally:
@@ -136,6 +140,14 @@ def params_digest(folder: Path, overrides: list[str]) -> str:
     """Eight hexadecimal digits that stand for params.yaml and ``overrides``."""
     content = (folder / "params.yaml").read_bytes() + json.dumps(overrides).encode()
     return hashlib.sha256(content).hexdigest()[:8]
+
+
+def _own_content(path: Path) -> None:
+    """Make a link to a file the file itself: what is written into it shall not reach where it leads."""
+    if path.is_symlink() and path.is_file():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
 
 
 def _share_cache(folder: Path, project: Path) -> None:

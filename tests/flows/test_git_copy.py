@@ -257,6 +257,16 @@ def test_wherever_it_lies(project: Path, tmp_path: Path, place: Callable[[Path, 
     assert [path for path in made if not {".git", ".dvc"} & set(path.relative_to(tmp_path).parts)] == []
 
 
+def test_params_that_are_a_link_stay_as_they_are(project: Path, tmp_path: Path) -> None:
+    elsewhere = (project / "params.yaml").rename(tmp_path / "my params.yaml")
+    before = elsewhere.read_bytes()
+    (project / "params.yaml").symlink_to(elsewhere)
+    run(project, "git", "add", "--all")
+    with copy_with_overrides(project, ["toy.value=7"]) as copy:
+        assert "value: 7" in (copy / "params.yaml").read_text()
+    assert elsewhere.read_bytes() == before
+
+
 def test_what_git_does_not_track_has_settings_too(project: Path) -> None:
     """Local settings of DVC's, with paths that are relative to the file that they stand in."""
     (project / ".dvc/config.local").write_text("[cache]\n    dir = ../my cache\n    type = symlink\n")
