@@ -280,6 +280,7 @@ def test_a_stage_that_dies_under_dvc(finished: Path, project: Path, tmp_path: Pa
 def test_checkpoints_go_once_the_next_stage_begins(project: Path) -> None:
     assert run_stage_process(project, "train_transformer").status == 0
     (folder,) = project.glob(".checkpoints/train_transformer-*/")
+    assert run_stage_process(project, "digest_corpus").status == 0  # with which each `dvc repro` begins
     again = run_stage_process(project, "train_transformer")  # as after a DVC that found no room for the outputs
     assert "goes on after step 12 of 12" in again.told
     assert run_stage_process(project, "evaluate_brierlm").status == 0
