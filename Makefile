@@ -1,8 +1,9 @@
 # `make repro` and `make test` are all that a newcomer needs; both can be repeated and do only what is missing.
 PYTHON ?= python3
 VENV := .venv
-# Stages run as `python -m stages.NAME`, so the environment's python has to come first.
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Stages run as `python -m stages.NAME`, so the environment's python has to come first. The shell's name of this folder, since
+# what make puts into a command the shell reads again, and a folder may be called `$HOME`.
+RUN := PATH="$$PWD/$(VENV)/bin:$$PATH"
 # Two files of tests at a time, in their order: the tests of a file share a server or a clone, and long files begin early.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -22,6 +23,7 @@ install_torch = $(if $(filter pypi,$(2)),$(1) -m pip install --quiet --no-deps t
 .PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
+	@$(RUN) python -m calm_core.checkout
 	$(RUN) dvc repro
 
 # A local Prefect server on 127.0.0.1:4200 and the deployments of prefect.yaml, until Ctrl-C.

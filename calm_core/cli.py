@@ -61,11 +61,16 @@ class Sampler(StrEnum):
 
 @app.command()
 def check() -> None:
-    """Validate params.yaml."""
+    """Validate params.yaml; say so if DVC cannot work here."""
+    from calm_core.checkout import require_checkout
     from calm_core.params import load_params
 
     load_params()
     typer.echo("params.yaml is valid")
+    try:
+        require_checkout(Path.cwd())
+    except CalmError as error:  # what was asked for is fine
+        typer.echo(f"but `dvc repro` cannot run: {error}", err=True)
 
 
 @app.command()

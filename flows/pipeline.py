@@ -22,7 +22,7 @@ TRANSIENT = re.compile(
 )
 """Signs of a transient failure in a stage's output: a network that is unavailable or busy."""
 
-Outcome = Literal["ran", "up to date", "restored"]
+Outcome = Literal["ran", "ran, with the same outputs", "up to date", "restored"]
 
 
 class StageError(Exception):
@@ -85,6 +85,7 @@ def run_stage(folder: Path, stage: str, force: bool, processes: Processes, on_li
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
     last: deque[str] = deque(maxlen=LAST_LINES)
     outcome: Outcome = "up to date"
+    before = _lock(folder)
 
     def read(line: str) -> None:
         nonlocal outcome
@@ -99,7 +100,16 @@ def run_stage(folder: Path, stage: str, force: bool, processes: Processes, on_li
 
     if status := processes.run(command, folder, read):
         raise StageError(stage, status, list(last))
-    return outcome
+    # A stage that runs always, and finds nothing new, makes nothing stale.
+    return "ran, with the same outputs" if outcome == "ran" and before and _lock(folder) == before else outcome
+
+
+def _lock(folder: Path) -> bytes:
+    """What DVC has recorded of all stages; nothing if none has run."""
+    try:
+        return (folder / "dvc.lock").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from flows.git import environment as git_environment
+
 GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -36,7 +38,7 @@ class Processes:
         if self._stopped:
             raise RuntimeError("the run was stopped")
         environment = {
-            **os.environ,
+            **git_environment(),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
             **self._policy,

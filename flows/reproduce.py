@@ -16,12 +16,22 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
+from calm_core.checkout import require_checkout
 from flows.artifacts import StageProgress, publish_metrics, publish_params, publish_report
-from flows.pipeline import Graph, StageError, changed_stages, read_graph, read_metrics, run_stage
+from flows.pipeline import Graph, Outcome, StageError, changed_stages, read_graph, read_metrics, run_stage
 from flows.processes import Processes
-from flows.workspaces import clone_with_overrides, exclusive, params_digest, revision, save_experiment
+from flows.workspaces import (
+    copy_with_overrides,
+    exclusive,
+    params_digest,
+    require_experiment_name,
+    revision,
+    save_experiment,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+UNCHANGED: Outcome = "ran, with the same outputs"
 
 RETRIES, FIRST_DELAY_SECONDS = 3, 10
 
@@ -53,8 +63,8 @@ def dvc_stage(stage: str, folder: Path, current: bool, force: bool, processes: P
         progress.read(line)
 
     outcome = run_stage(folder, stage, force, processes, read)
-    if outcome == "ran":
-        return Completed(message="ran")
+    if outcome.startswith("ran"):
+        return Completed(message=outcome)
     return Completed(name="Cached", message=outcome)
 
 
@@ -79,7 +89,7 @@ def reproduce(
 
     Args:
         overrides: Changes of params.yaml for this run alone, as for `dvc exp run -S`: section.key=value. Such a run
-            works in a clone and ends as a DVC experiment; params.yaml stays as it is.
+            works in a copy and ends as a DVC experiment; params.yaml stays as it is.
         targets: Stages to bring up to date, with all that they need; none means every stage.
         force: Run the stages even where they are up to date.
         at_once: How many stages may run at the same time.
@@ -90,19 +100,21 @@ def reproduce(
     """
     logger, processes = get_run_logger(), Processes(share_cores=share_cores or at_once > 1)
     root = Path(folder or ROOT).resolve()
+    require_checkout(root, experiments=bool(overrides))
     digest = params_digest(root, overrides)
     _tag(revision(root), digest)
     try:
         if not overrides:
             with exclusive(root, wait_for_others, logger.info):
                 return _bring_up_to_date(root, targets, force, at_once, processes, overrides)
-        # Changes of metrics are shown against the tree, not against what the cache restores in the clone.
+        # Changes of metrics are shown against the tree, not against what the cache restores in the copy.
         before = read_metrics(root)
-        with clone_with_overrides(root, overrides) as clone:
-            processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], clone, logger.info)
-            metrics = _bring_up_to_date(clone, targets, force, at_once, processes, overrides, before)
-            name = experiment or f"flow-{digest}"
-            save_experiment(clone, root, name)
+        name = experiment or f"flow-{digest}"
+        require_experiment_name(root, name)
+        with copy_with_overrides(root, overrides) as copy:
+            processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], copy, logger.info)
+            metrics = _bring_up_to_date(copy, targets, force, at_once, processes, overrides, before)
+            save_experiment(copy, root, name)
             logger.info(f"saved as the experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
             return metrics
     finally:
@@ -158,7 +170,7 @@ def _run_all(
         for future in done:
             name = running.pop(future)
             finished[name] = future.result()
-            if finished[name].name != "Cached":
+            if finished[name].name != "Cached" and finished[name].message != UNCHANGED:
                 ran.add(name)
     # Stages after a failed one are not run: Prefect ends them as not ready, which is no failure of their own.
     return [name for name, state in finished.items() if state.is_failed() or state.is_crashed()]

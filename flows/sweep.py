@@ -1,6 +1,6 @@
 """The flow `sweep`: the pipeline at several settings, each a DVC experiment of its own; the tree stays as it is.
 
-Every point is a run of `reproduce` with overrides, in a clone with the same cache, so that points share whatever
+Every point is a run of `reproduce` with overrides, in a copy with the same cache, so that points share whatever
 stages they have in common. One that fails does not stop the others. A table and a plot compare them at the end.
 """
 

@@ -1,6 +1,6 @@
-"""Where a flow run works: the user's own tree, one run at a time, or a clone of it for a variation.
+"""Where a flow run works: the user's own tree, one run at a time, or a copy of it for a variation.
 
-A run without overrides works in the tree itself. A run with overrides gets a clone under .dvc/tmp with the same
+A run without overrides works in the tree itself. A run with overrides gets a copy under .dvc/tmp with the same
 DVC cache, so that params.yaml of the tree is never touched, not even by a run that is killed; it ends as a DVC
 experiment of the tree, which `dvc exp show` lists and `dvc exp apply` brings back.
 """
@@ -8,8 +8,6 @@ experiment of the tree, which `dvc exp show` lists and `dvc exp apply` brings ba
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +15,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-POLL_SECONDS = 1.0
-IDENTITY = {"user.name": "calm flows", "user.email": "flows@localhost"}
-"""The author of experiments' commits where git has none configured."""
+from calm_core.errors import CalmError
+from flows.git import git
+from flows.git_copy import bring_commit, commit_files, copy_tree
 
-DVC = (sys.executable, "-m", "dvc")
+POLL_SECONDS = 1.0
+WRITTEN = ("params.yaml", "dvc.lock")
+"""Files of a copy that git tracks and a run writes."""
 
 
 class WorkspaceBusyError(Exception):
@@ -37,9 +37,9 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
     """
     # flock, since the kernel releases it with the process, however that ends; a file that merely exists would stay.
     place = folder / ".dvc/tmp/flows.lock"
-    place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place)
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         held = lock.acquire(blocking=False)
     except Timeout:
         if not wait:
@@ -48,37 +48,35 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
             ) from None
         say(f"waiting for another flow run in {folder}")
         held = lock.acquire(poll_interval=POLL_SECONDS)
+    except OSError as error:
+        raise CalmError(f"cannot lock {place}: {error.strerror}; make it writable, or move the project") from None
     with held:
         yield
 
 
 @contextmanager
-def clone_with_overrides(folder: Path, overrides: list[str]) -> Iterator[Path]:
-    """A clone of ``folder``, its uncommitted changes included, with ``overrides`` applied to params.yaml.
+def copy_with_overrides(folder: Path, overrides: list[str]) -> Iterator[Path]:
+    """A copy of ``folder``, its uncommitted changes included, with ``overrides`` applied to params.yaml.
 
-    What the cache holds of the outputs is checked out in it. The clone is removed afterwards.
+    What the cache holds of the outputs is checked out in it. The copy is removed afterwards.
 
     Raises:
+        CalmError: ``folder`` is in no git repository, in one without a commit, or in one that git refuses to read.
         ValueError: an override is no KEY=VALUE, or names no key of params.yaml.
     """
     parent = folder / ".dvc/tmp/flows"
     parent.mkdir(parents=True, exist_ok=True)
-    # Under .dvc/tmp, which git and DVC ignore.
-    clone = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+    # Under .dvc/tmp, which git and DVC ignore, and where stages know relative paths to be those of ``folder``.
+    copy = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
     try:
-        _git(parent, "clone", "--quiet", "--shared", str(folder), str(clone))
-        for key, value in IDENTITY.items():  # an experiment is a commit, and someone's
-            _git(clone, "config", key, _setting(folder, key) or value)
-        # A clone has commits alone; what the user has changed and not committed is what should run.
-        changes = _git(folder, "diff", "HEAD", "--binary")
-        if changes.strip():
-            _git(clone, "apply", "--whitespace=nowarn", "-", given=changes)
-        # The same cache: nothing is computed or stored twice.
-        (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {_cache(folder)}\n", encoding="utf-8")
-        apply_overrides(clone / "params.yaml", overrides)
-        yield clone
+        project = copy_tree(folder, copy)
+        _share_cache(folder, project)
+        for name in WRITTEN:
+            _own_content(project / name)
+        apply_overrides(project / "params.yaml", overrides)
+        yield project
     finally:
-        shutil.rmtree(clone, ignore_errors=True)
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def apply_overrides(params: Path, overrides: list[str]) -> None:
@@ -101,26 +99,41 @@ def apply_overrides(params: Path, overrides: list[str]) -> None:
     apply(params, overrides)
 
 
-def save_experiment(clone: Path, folder: Path, name: str) -> None:
-    """Record what ``clone`` holds as the DVC experiment ``name`` of ``folder``.
+def require_experiment_name(folder: Path, name: str) -> None:
+    """Raise CalmError if ``name`` cannot be an experiment's, before hours of work end without one."""
+    try:
+        git(folder, "check-ref-format", f"refs/exps/{name}")
+        possible = "/" not in name
+    except CalmError:
+        possible = False
+    if not possible:
+        raise CalmError(f"{name!r} cannot be the name of an experiment; use letters, digits, dashes and underscores")
+
+
+def save_experiment(copy: Path, folder: Path, name: str) -> None:
+    """Record what ``copy`` holds as the DVC experiment ``name`` of ``folder``; it replaces one of that name.
+
+    What stages made is in the cache already, and dvc.lock names it: `dvc exp save` would look through all of it again.
 
     Raises:
-        RuntimeError: DVC cannot save it; the message has DVC's output.
+        CalmError: git cannot store it.
     """
-    command = [*DVC, "exp", "save", "--force", "--name", name]
-    saved = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if saved.returncode:
-        raise RuntimeError(f"the experiment {name} was not saved: {saved.stdout.strip()}")
-    # DVC keeps experiments as git references, which a push moves like branches.
-    for line in _git(clone, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines():
-        if line.endswith(f"/{name}"):
-            _git(clone, "push", "--quiet", "--force", str(folder), f"{line}:{line}")
+    base = git(copy, "rev-parse", "--verify", "HEAD").decode().strip()
+    # DVC keeps experiments as commits that git references by this name.
+    reference = f"refs/exps/{base[:2]}/{base[2:]}/{name}"
+    commit = commit_files(copy, f"dvc: commit experiment {name}", [b"dvc.lock"])
+    bring_commit(commit, base, copy, folder)
+    git(folder, "update-ref", reference, commit)
 
 
 def revision(folder: Path) -> str:
     """The commit that ``folder`` stands on, short, with "+" where tracked files differ from it."""
-    commit = _git(folder, "rev-parse", "--short", "HEAD").strip()
-    return commit + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no").strip() else "")
+    try:
+        commit = git(folder, "rev-parse", "--short", "--verify", "HEAD").decode().strip()
+        changed = git(folder, "status", "--porcelain", "-z", "--untracked-files=no", "--", ".")
+    except CalmError:  # no repository, no commit, or one that git does not read: nothing that a run needs
+        return "no-commit"
+    return commit + ("+" if changed else "")
 
 
 def params_digest(folder: Path, overrides: list[str]) -> str:
@@ -129,16 +142,30 @@ def params_digest(folder: Path, overrides: list[str]) -> str:
     return hashlib.sha256(content).hexdigest()[:8]
 
 
-def _cache(folder: Path) -> Path:
-    found = subprocess.run([*DVC, "cache", "dir"], cwd=folder, check=True, capture_output=True, text=True)
-    return (folder / found.stdout.strip()).resolve()
+def _own_content(path: Path) -> None:
+    """Make a link to a file the file itself: what is written into it shall not reach where it leads."""
+    if path.is_symlink() and path.is_file():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
 
 
-def _setting(folder: Path, key: str) -> str:
-    found = subprocess.run(["git", "config", key], cwd=folder, capture_output=True, text=True)
-    return found.stdout.strip()
+def _share_cache(folder: Path, project: Path) -> None:
+    """Settings of ``folder`` that are not in git, for ``project``, and the same cache: nothing is computed twice."""
+    from configobj import ConfigObj
+    from dvc.repo import Repo
 
-
-def _git(folder: Path, *arguments: str, given: str | None = None) -> str:
-    found = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, input=given)
-    return found.stdout
+    with Repo(str(folder)) as repo:
+        # Paths in it are absolute now, whatever they were relative to.
+        own, cache = repo.config.read("local"), repo.cache.local_cache_dir
+    # As DVC writes them, which knows what a path may not hold as it is; but DVC writes ASCII alone.
+    settings = ConfigObj(encoding="utf-8")
+    for section, values in own.items():
+        if section in ("db", "machine", "remote"):
+            settings |= {f'{section} "{name}"': dict(named) for name, named in values.items()}
+        else:
+            settings[section] = dict(values)
+    settings.setdefault("cache", {})["dir"] = cache
+    (project / ".dvc").mkdir(exist_ok=True)
+    with (project / ".dvc/config.local").open("wb") as file:
+        settings.write(file)

@@ -1,9 +1,11 @@
 """A finished run of the smoke pipeline in a clean clone of the last commit."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from flows.git import OURS
+from flows.git import environment as git_environment
 
 LOCK = "dvc.lock"
 
@@ -13,7 +15,8 @@ def smoke_run(folder: Path) -> None:
 
     Ends the process with the last lines of ``folder``/repro.log if that fails.
     """
-    output_of(Path.cwd(), "git", "clone", "--quiet", "--no-hardlinks", str(Path.cwd()), str(folder))
+    clone = (*OURS, "clone", "--quiet", "--no-hardlinks", "--template=")
+    output_of(Path.cwd(), *clone, str(Path.cwd()), str(folder))
     (folder / LOCK).unlink(missing_ok=True)
     output_of(folder, sys.executable, "-m", "calm_core.cli", "preset", "smoke")
     log = folder / "repro.log"
@@ -32,7 +35,7 @@ def smoke_run(folder: Path) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """Of a command in the clone ``folder``, whose own code goes before an installed one."""
-    return {**os.environ, "PYTHONPATH": str(folder)}
+    return {**git_environment(), "PYTHONPATH": str(folder)}
 
 
 def output_of(folder: Path, *command: str) -> str:

@@ -93,6 +93,8 @@ def _accelerator() -> dict[str, str]:
 
 def _git_revision() -> str:
     try:
+        # A copy without git may lie inside another repository, whose commits say nothing of this code.
+        subprocess.run(["git", "ls-files", "--error-unmatch", "dvc.yaml"], capture_output=True, check=True)
         command = ["git", "rev-parse", "--short=12", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -44,6 +44,9 @@ CHECKPOINTS = Path(".checkpoints")
 FINISHED = "finished"
 """The file in a folder of interrupted work that says that the outputs of the stage are written."""
 
+ALWAYS_RUN = frozenset({"digest_corpus"})
+"""Stages that DVC begins with, whatever became of the outputs of the one before."""
+
 GRACE_SECONDS = 4.0
 """How long after Ctrl-C or SIGTERM a stage may still be at work."""
 
@@ -176,6 +179,8 @@ def _remove_finished(name: str) -> None:
 
     Those of this stage stay: if it runs again then DVC could not keep its outputs, for lack of room for instance.
     """
+    if name in ALWAYS_RUN:
+        return
     for marker in CHECKPOINTS.glob(f"*/{FINISHED}"):
         if not marker.parent.name.startswith(f"{name}-"):
             shutil.rmtree(marker.parent, ignore_errors=True)

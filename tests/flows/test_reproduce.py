@@ -111,6 +111,23 @@ def test_a_fresh_run_then_a_cached_one_then_a_change(server: str, project: Path)
 
 
 @pytest.mark.slow
+def test_a_stage_that_always_runs(server: str, project: Path) -> None:
+    """What needs it runs when its output is another one."""
+    watching = (project / "dvc.yaml").read_text() + (
+        "  watch:\n    cmd: cp text.txt watch.out\n    always_changed: true\n    outs: [watch.out]\n"
+        "  reader:\n    cmd: cp watch.out reader.out\n    deps: [watch.out]\n    outs: [reader.out]\n"
+    )
+    (project / "dvc.yaml").write_text(watching)
+    (project / "text.txt").write_text("one")
+    states = [task_states(server, flow_run_of(reproduced(project, targets=["reader"]))) for _ in range(2)]
+    assert states == [{"watch": "Completed", "reader": "Completed"}, {"watch": "Completed", "reader": "Cached"}]
+    (project / "text.txt").write_text("two")
+    again = task_states(server, flow_run_of(reproduced(project, targets=["reader"])))
+    assert again == {"watch": "Completed", "reader": "Completed"}
+    assert (project / "reader.out").read_text() == "two"
+
+
+@pytest.mark.slow
 def test_targets_and_force(server: str, project: Path) -> None:
     assert reproduced(project).is_completed()
     forced = reproduced(project, targets=["left"], force=True)

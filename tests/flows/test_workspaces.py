@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from calm_core.errors import CalmError
 from flows import workspaces
 from flows.workspaces import WorkspaceBusyError, exclusive
 
@@ -14,6 +15,15 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").touch()  # as good as read-only, for root as well
+    with (
+        pytest.raises(CalmError, match=r"^cannot lock .*flows.lock: Not a directory; make it writable"),
+        exclusive(tmp_path, True, print),
+    ):
+        pass
 
 
 def test_a_run_waits_for_another_and_goes_on_when_it_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

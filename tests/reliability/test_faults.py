@@ -35,7 +35,14 @@ from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
 READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", "evaluate_brierlm", "correlate_brierlm", "report")
-OF_ONE_PAGE = ("check_params", "evaluate_brierlm", "correlate_brierlm", "benchmark_flops", "model_cards")
+OF_ONE_PAGE = (
+    "check_params",
+    "digest_corpus",
+    "evaluate_brierlm",
+    "correlate_brierlm",
+    "benchmark_flops",
+    "model_cards",
+)
 """Stages whose outputs take a page of memory each, or less."""
 
 
@@ -273,6 +280,7 @@ def test_a_stage_that_dies_under_dvc(finished: Path, project: Path, tmp_path: Pa
 def test_checkpoints_go_once_the_next_stage_begins(project: Path) -> None:
     assert run_stage_process(project, "train_transformer").status == 0
     (folder,) = project.glob(".checkpoints/train_transformer-*/")
+    assert run_stage_process(project, "digest_corpus").status == 0  # with which each `dvc repro` begins
     again = run_stage_process(project, "train_transformer")  # as after a DVC that found no room for the outputs
     assert "goes on after step 12 of 12" in again.told
     assert run_stage_process(project, "evaluate_brierlm").status == 0

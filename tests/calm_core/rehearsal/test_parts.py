@@ -24,7 +24,7 @@ from calm_core.transformer.training import transformer_config
 from tests import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
-DATA = ["check_params", "tokenise"]
+DATA = ["check_params", "digest_corpus", "tokenise"]
 CALM = [*DATA, "train_autoencoder", "encode_corpus", "train_calm"]
 DECLARED: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 

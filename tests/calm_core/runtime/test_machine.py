@@ -104,3 +104,20 @@ def test_linux_is_not_asked(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
     assert sysctl("machdep.cpu.brand_string") == ""
+
+
+def test_the_revision_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a repository that a copy without git happens to lie in."""
+    inside = tmp_path / "archive"
+    inside.mkdir()
+    (inside / "dvc.yaml").touch()
+    (tmp_path / "other").touch()
+    identity = ("-c", "user.name=a", "-c", "user.email=b")
+    for arguments in (("init", "--quiet"), ("add", "other"), (*identity, "commit", "--quiet", "--message", "other")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    monkeypatch.chdir(inside)
+    assert machine.describe_machine()["git revision"] == "not a git checkout"
+    subprocess.run(["git", "add", "dvc.yaml"], cwd=inside, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--message", "tracked"], cwd=inside, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=inside, check=True, capture_output=True, text=True).stdout
+    assert machine.describe_machine()["git revision"] == head[:12]

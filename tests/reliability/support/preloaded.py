@@ -14,6 +14,7 @@ import torch.utils.flop_counter
 
 STAGES = (
     "check_params",
+    "digest_corpus",
     "tokenise",
     "train_autoencoder",
     "encode_corpus",

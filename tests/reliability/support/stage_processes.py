@@ -34,7 +34,7 @@ OUTPUTS = {
     for name, found in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items()
 }
 BY_PROCESSES = ("train_autoencoder", "encode_corpus", "train_calm", "train_transformer")
-PERSISTENT = ("check_params", "tokenise", "encode_corpus")
+PERSISTENT = ("check_params", "digest_corpus", "tokenise", "encode_corpus")
 """Stages whose outputs DVC leaves where they are before it runs them."""
 
 
