@@ -104,9 +104,9 @@ def run_stage(folder: Path, stage: str, force: bool, processes: Processes, on_li
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Every number in the metric files of dvc.yaml, "file: key.key" -> value; missing files are left out."""
-    import yaml
+    from calm_core.storage.yaml_io import read_yaml
 
-    stages = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml(folder / "dvc.yaml")["stages"]
     numbers: dict[str, Any] = {}
     for stage in stages.values():
         for metric in stage.get("metrics", []):

@@ -87,10 +87,11 @@ def apply_overrides(params: Path, overrides: list[str]) -> None:
     Raises:
         ValueError: an override is no KEY=VALUE, or names no key of ``params``.
     """
-    import yaml
     from dvc.utils.hydra import apply_overrides as apply
 
-    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    from calm_core.storage.yaml_io import read_yaml
+
+    values = read_yaml(params)
     for override in overrides:
         key, equals, _ = override.partition("=")
         at = values

@@ -13,12 +13,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from calm_core.params import Params
 from calm_core.runtime.launcher import rank_in_environment
 from calm_core.storage.checksum import sha256
 from calm_core.storage.provenance import DESCRIPTION
+from calm_core.storage.yaml_io import read_yaml
 from stages.runner.run import CHECKPOINTS, FINISHED
 
 PIPELINE = Path("dvc.yaml")
@@ -47,7 +46,7 @@ def mark_finished(folder: Path) -> None:
 
 
 def _key(stage: str, params: Params, others: Any) -> str:
-    declared = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    declared = read_yaml(PIPELINE)["stages"][stage]
     values = params.model_dump()
     # Of the runtime section, precision alone changes what is computed; the rest is how the machine is used.
     values["runtime"] = values["runtime"]["precision"]
