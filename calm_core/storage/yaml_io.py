@@ -1,7 +1,7 @@
 """YAML files, read as DVC reads them: by YAML 1.2, in which 1e-05 is a number.
 
-DVC writes small numbers that way, and stages have to see the value that DVC compares. YAML 1.1, as other readers have it,
-takes 1e-05 for text, 010 for 8, `off` for false and 1:30 for 90, and lets a key stand twice.
+DVC writes small numbers that way, and stages have to see the value that DVC compares. YAML 1.1, as other readers have
+it, takes 1e-05 for text, 010 for 8, `off` for false and 1:30 for 90, and lets a key stand twice.
 """
 
 import io
