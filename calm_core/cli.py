@@ -3,10 +3,11 @@
 Commands import what they need when they run, so that `calm --help` waits neither for torch nor for pydantic.
 """
 
+import contextlib
 import io
 import json
-import os
 import re
+import signal
 import sys
 from contextlib import nullcontext
 from enum import StrEnum
@@ -17,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from calm_core.errors import CalmError, one_line, single_line
+from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.runtime.waiting import wait_asleep
 
 if TYPE_CHECKING:
@@ -33,9 +35,6 @@ ModelFolder = Annotated[Path, typer.Option("--model", help="A folder such as mod
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result on the same kind of device.")
 ]
-
-LARGEST_PROMPTS = 1 << 28
-"""Bytes of a file of prompts, at most."""
 
 
 class Device(StrEnum):
@@ -134,7 +133,8 @@ def generate(
     model: ModelFolder,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; '' for the start of a document.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one a line; in a .jsonl file each line has a 'prompt'.")
+        Path | None,
+        typer.Option(help="A file of prompts, one a line; in a .jsonl file each line has a 'prompt'. - reads lines."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="In (0, 1]; lower is closer to the likeliest text.")] = 1.0,
@@ -269,12 +269,17 @@ def export(
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was until everything above was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     wait_asleep()
+    if "stdout" in open_closed_streams():
+        sys.exit(_told("standard output is closed; send it to a file, or to /dev/null"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding cannot say
             stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except CalmError as error:
         status = _told(str(error))
     except TyperException as error:
@@ -283,12 +288,17 @@ def main() -> None:
         status = _told(f"{error.format_message()} (see `{command} --help`)")
     except (typer.Abort, KeyboardInterrupt):
         status = 130
-    except BrokenPipeError:  # the reader has seen enough, as in `calm generate ... | head`
-        # Python flushes stdout once more at exit, which would fail again and print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:
+        # The libraries that print turn the first into status 1.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # The reader has seen enough, as in `calm generate ... | head`.
+        give_up(sys.stdout, sys.stderr)
         status = 0
     except OSError as error:
-        status = _told(f"{error.filename or 'output'}: {error.strerror or one_line(error)}")
+        if error.filename is None:
+            give_up(sys.stdout)
+        status = _told(f"{error.filename or 'standard output'}: {error.strerror or one_line(error)}")
     except (MemoryError, RuntimeError) as error:
         # torch's allocators raise a RuntimeError; any other is a fault of this program and keeps its traceback.
         text = str(error)
@@ -299,47 +309,20 @@ def main() -> None:
 
 
 def _told(message: str) -> int:
-    print(f"calm: {single_line(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the status tells, too
+        print(f"calm: {single_line(message)}", file=sys.stderr)
     return 2
 
 
 def _prompts(prompt: str | None, path: Path | None) -> list[str]:
+    from calm_core.inference.prompt_files import read_prompts, require_utf8
+
     # None and "" differ: an empty prompt asks for text from the start of a document.
-    if (prompt is None) == (path is None):
+    if path is None and prompt is not None:
+        return [require_utf8(prompt, "--prompt")]
+    if path is None or prompt is not None:
         raise CalmError("one of --prompt TEXT and --prompts FILE is needed")
-    if path is None:
-        return [_utf8(prompt or "", "--prompt")]
-    with path.open("rb") as file:
-        content = file.read(LARGEST_PROMPTS + 1)
-    if len(content) > LARGEST_PROMPTS:
-        raise CalmError(f"{path} has more than {LARGEST_PROMPTS:,} bytes; split it")
-    try:
-        lines = content.decode().splitlines()
-    except UnicodeDecodeError:
-        raise CalmError(f"{path} is not UTF-8 text") from None
-    if path.suffix == ".jsonl":
-        lines = [_json_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not lines:
-        raise CalmError(f"{path} holds no prompt")
-    return lines
-
-
-def _json_prompt(line: str, place: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise CalmError(f'{place} is no object with a prompt: {{"prompt": "..."}}')
-    return _utf8(prompt, place)
-
-
-def _utf8(prompt: str, place: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8, or half of a pair of surrogates in JSON
-        raise CalmError(f"{place} is not UTF-8 text: {prompt!r}") from None
-    return prompt
+    return read_prompts(Path("/dev/stdin") if str(path) == "-" else path)
 
 
 def _stream(
