@@ -13,6 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.launcher import rank_in_environment
 from calm_core.storage.checksum import sha256
@@ -66,6 +67,8 @@ def _value(values: Any, name: str) -> Any:
 
 def _identity(path: Path) -> Any:
     """SHA-256 of a file; of a data folder's description, which holds those of its files; of each file of code."""
+    if not path.exists():
+        raise CalmError(f"{path} is missing; `dvc repro` makes it")
     if not path.is_dir():
         return sha256(path)
     if (path / DESCRIPTION).is_file():

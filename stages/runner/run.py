@@ -1,5 +1,6 @@
 """What every stage does around its work: validate params, lock, time it, handle signals, report errors in one line."""
 
+import contextlib
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Params, load_params
 from calm_core.runtime.launcher import is_one_of_many, rank_in_environment
+from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import write_json
 from stages.runner.launch import (
@@ -57,12 +59,13 @@ _UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # the last two ar
 def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
     """Run ``work`` as the stage ``name`` and end the process: status 0, or another after one line on standard error.
 
-    The status is 130 after Ctrl-C, 143 after SIGTERM, and 1 after a mistake in params or data, a disk that is full or
-    cannot be written, or a lack of memory.
+    The status is 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads what it prints any more, and 1 after a mistake
+    in params or data, a disk that is full or cannot be written, or a lack of memory.
 
     A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or was by torchrun: then rank 0 holds
     the stage's lock and reports errors, and the other ranks hand theirs to the launcher.
     """
+    open_closed_streams()
     if is_one_of_many():
         end_with_parent()
     _end_within_seconds(name)
@@ -70,7 +73,8 @@ def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes
         _run(name, work, by_processes)
     except _Stopped as stopped:  # perhaps while another error was being told
         if not is_one_of_many():  # whoever launched it tells
-            print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
+                print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
         sys.exit(128 + stopped.signal)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,11 +94,15 @@ def _run(name: str, work: Callable[[Params], Measured | None], by_processes: boo
                 _remove_finished(name)
                 measured = work(params) or {}
                 _record(name, time.monotonic() - started, measured)
+        sys.stdout.flush()
     except FirstFailedError:
         sys.exit(1)
     except CalmError as error:
         _fail(f"{name}: {error}")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not is_one_of_many():  # as in `python -m stages.report | head`
+            give_up(sys.stdout, sys.stderr)
+            sys.exit(128 + signal.SIGPIPE)
         reason = _machine_failure(error)
         if reason is None and is_one_of_many() and lost_contact(error):
             leave_to_launcher(f"{name}: {LOST_CONTACT}")
@@ -133,7 +141,8 @@ def _end_within_seconds(name: str) -> None:
         told = (
             f"{name}: stopped by {_Stopped(number)} in the middle of a step; `dvc repro` goes on from what is saved\n"
         )
-        os.write(sys.stderr.fileno(), told.encode())
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), told.encode())
         os._exit(128 + number)
 
     # Python runs a handler between two of its own instructions only, which a long computation in C++ keeps it from; the
