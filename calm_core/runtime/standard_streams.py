@@ -24,7 +24,7 @@ def open_closed_streams() -> list[str]:
 
 
 def give_up(*streams: IO[str]) -> None:
-    """What is still to be written to ``streams`` goes nowhere: Python writes it at its end, and would fail once more."""
+    """Drop what ``streams`` still hold: Python writes it at its end, and would fail once more."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         with contextlib.suppress(OSError, ValueError):  # one that is no file

@@ -59,8 +59,8 @@ _UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # the last two ar
 def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
     """Run ``work`` as the stage ``name`` and end the process: status 0, or another after one line on standard error.
 
-    The status is 130 after Ctrl-C, 143 after SIGTERM, 141 if nobody reads what it prints any more, and 1 after a mistake
-    in params or data, a disk that is full or cannot be written, or a lack of memory.
+    The status is 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of what it prints has gone, and 1 after a
+    mistake in params or data, a disk that is full or cannot be written, or a lack of memory.
 
     A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or was by torchrun: then rank 0 holds
     the stage's lock and reports errors, and the other ranks hand theirs to the launcher.
