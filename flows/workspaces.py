@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from calm_core.storage.lock import acquire
 
 POLL_SECONDS = 1.0
 IDENTITY = {"user.name": "calm flows", "user.email": "flows@localhost"}
@@ -35,19 +37,17 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
     Raises:
         WorkspaceBusyError: another run holds it and ``wait`` is false.
     """
-    # flock, since the kernel releases it with the process, however that ends; a file that merely exists would stay.
     place = folder / ".dvc/tmp/flows.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
     try:
-        held = lock.acquire(blocking=False)
+        held = acquire(place)
     except Timeout:
         if not wait:
             raise WorkspaceBusyError(
                 f"another flow run works in {folder}; wait for it, cancel it, or run with wait_for_others: true"
             ) from None
         say(f"waiting for another flow run in {folder}")
-        held = lock.acquire(poll_interval=POLL_SECONDS)
+        held = acquire(place, POLL_SECONDS)
     with held:
         yield
 

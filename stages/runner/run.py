@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Params, load_params
@@ -24,6 +24,7 @@ from calm_core.runtime.launcher import is_one_of_many, rank_in_environment
 from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import write_json
+from calm_core.storage.lock import acquire
 from stages.runner.launch import (
     LOST_CONTACT,
     FirstFailedError,
@@ -53,7 +54,6 @@ Measured = dict[str, float]
 """Figures of speed that a stage returns, by name, units in the names."""
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # the last two are one number on Linux, two on macOS
 
 
 def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
@@ -159,22 +159,16 @@ def _end_within_seconds(name: str) -> None:
 def _alone(name: str) -> Iterator[None]:
     """Hold the stage's lock, which goes with the process, however it ends.
 
-    Raises CalmError if another process holds it, such as one that outlived a killed DVC, or if none can.
+    Raises CalmError if another process holds it, such as one that outlived a killed DVC.
     """
     CHECKPOINTS.mkdir(exist_ok=True)
-    # The content of the lock file is the library's, which writes to it where the file system knows no flock.
-    lock, holder = FileLock(CHECKPOINTS / f"{name}.lock"), CHECKPOINTS / f"{name}.pid"
+    # The content of the lock file is the library's.
+    holder = CHECKPOINTS / f"{name}.pid"
     try:
-        held = lock.acquire(blocking=False)
+        held = acquire(CHECKPOINTS / f"{name}.lock")
     except Timeout:
         process = holder.read_text(encoding="utf-8") if holder.exists() else "that has just started"
         raise CalmError(f"process {process} runs this stage here already; wait for it or stop it") from None
-    except OSError as error:
-        if error.errno not in _UNLOCKABLE:
-            raise
-        raise CalmError(
-            f"cannot lock {lock.lock_file}: {os.strerror(error.errno)}; move the project to a file system with locks"
-        ) from None
     with held:
         write_text(holder, str(os.getpid()))
         yield
