@@ -18,6 +18,7 @@ import typer
 from typer.exceptions import TyperException
 
 from calm_core.errors import CalmError, one_line, single_line
+from calm_core.runtime.caches import use_writable_caches
 from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.runtime.waiting import wait_asleep
 
@@ -272,6 +273,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was until everything above was imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
     wait_asleep()
+    use_writable_caches()
     if "stdout" in open_closed_streams():
         sys.exit(_told("standard output is closed; send it to a file, or to /dev/null"))
     for stream in (sys.stdout, sys.stderr):
