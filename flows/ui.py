@@ -26,9 +26,7 @@ def main() -> None:
     if not _answers(address):
         home = os.environ.get("PREFECT_HOME") or "~/.prefect"
         if not is_writable(home):
-            sys.exit(
-                f"Prefect's database cannot be written in {home}; set PREFECT_HOME to a folder that can be written"
-            )
+            sys.exit(f"Prefect cannot write its database in {home}; set PREFECT_HOME to a folder that can be written")
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         lines: list[str] = []
         # A daemon thread reads the server's output, which would otherwise fill the pipe and block the server.

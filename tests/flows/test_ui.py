@@ -82,5 +82,7 @@ def test_a_home_that_cannot_be_written(variable: str, tmp_path: Path, monkeypatc
         monkeypatch.delenv(name)
     monkeypatch.setenv(variable, str(tmp_path / "file"))
     monkeypatch.setattr(flows.ui, "_answers", lambda address: False)
-    with pytest.raises(SystemExit, match="cannot be written in .*; set PREFECT_HOME to a folder that can be written"):
+    with pytest.raises(
+        SystemExit, match="cannot write its database in .*; set PREFECT_HOME to a folder that can be written"
+    ):
         flows.ui.main()
