@@ -298,9 +298,12 @@ def main() -> None:
         give_up(sys.stdout, sys.stderr)
         status = 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # perhaps of standard output
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             give_up(sys.stdout)
-        status = _told(f"{error.filename or 'standard output'}: {error.strerror or one_line(error)}")
+        told = f"{error.filename or 'output'}: {error.strerror or one_line(error)}"
+        status = _told(f"{told}; set TMPDIR to a folder that can be written" if "temporary directory" in told else told)
     except (MemoryError, RuntimeError) as error:
         # torch's allocators raise a RuntimeError; any other is a fault of this program and keeps its traceback.
         text = str(error)

@@ -4,6 +4,7 @@ Containers and services often run as a user without a home, or with one that is 
 """
 
 import atexit
+import contextlib
 import fcntl
 import os
 import shutil
@@ -50,7 +51,8 @@ def _expanded(folder: str) -> Path:
 def _choose(variable: str, usual: str) -> None:
     if is_writable(os.environ.get(variable) or usual):
         return
-    # The system's temporary folder, or the current one where that is full or missing.
-    folder = tempfile.mkdtemp(prefix="calm-cache-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ[variable] = folder
+    with contextlib.suppress(OSError):  # nothing can be written: whoever needs the cache says so
+        # The system's temporary folder, or the current one where that is full or missing.
+        folder = tempfile.mkdtemp(prefix="calm-cache-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[variable] = folder

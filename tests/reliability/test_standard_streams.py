@@ -68,7 +68,7 @@ def test_calm(line: str, status: int, told: str, folder: Path) -> None:
 @needs_linux
 @pytest.mark.parametrize("command", ["check", "--help", pytest.param("plan", marks=pytest.mark.slow)])
 def test_a_full_disk_takes_no_output(command: str, folder: Path) -> None:
-    told = "calm: standard output: No space left on device\n"
+    told = "calm: output: No space left on device\n"
     assert shell(f"PYTHON -m calm_core.cli {command} > /dev/full", folder) == (2, "", told)
 
 
