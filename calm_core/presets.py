@@ -40,7 +40,7 @@ def apply_preset(name: str, base: Path = Path("params.yaml")) -> None:
     load_preset(name, base)
     values = read_yaml_for_update(base)
     _lay_over(values, _overlay(name))
-    write_text(base, yaml_text(values))
+    write_text(base.resolve(), yaml_text(values))  # through a link, as an editor does
 
 
 def _overlay(name: str) -> dict[str, Any]:
