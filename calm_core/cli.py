@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `calm --help` waits neithe
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -181,7 +182,7 @@ def generate(
                     }
                     typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
                 else:
-                    typer.echo(f"{typer.style(text, dim=True)}{written}\n")
+                    typer.echo(f"{_dim(text)}{written}\n")
                 advance()
     if sampler is Sampler.exact and inexact:
         typer.echo(
@@ -342,7 +343,7 @@ def _stream(
         decoder.step(language_model.tokenizer, token_id)
     for (continuation,) in language_model.stream([token_ids], tokens, sampling, seed):
         if prompt:
-            typer.echo(typer.style(prompt, dim=True), nl=False)
+            typer.echo(_dim(prompt), nl=False)
             prompt = ""
         for token_id in continuation.token_ids[shown:]:
             typer.echo(decoder.step(language_model.tokenizer, token_id) or "", nl=False)
@@ -350,6 +351,11 @@ def _stream(
         shown = len(continuation.token_ids)
     typer.echo()
     return continuation.inexact_steps
+
+
+def _dim(text: str) -> str:
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else typer.style(text, dim=True)
 
 
 def _summary(continuation: "Continuation") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files of prompts as people have them: each prompt is what an editor or json.dumps wrote, whatever characters it has."""
+"""Files of prompts as people have them: each prompt is what an editor or json.dumps wrote, whatever it contains."""
 
 import json
 from pathlib import Path
