@@ -193,7 +193,7 @@ def _machine_failure(error: Exception) -> str | None:
     if number in _UNWRITABLE:
         place = getattr(error, "filename", None) or "outputs"
         return f"cannot write {place}: {os.strerror(number)}; free some disk space or make it writable"
-    if isinstance(error, OSError) and number and number != errno.ENOMEM:
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError) and number not in (None, errno.ENOMEM):
         return f"{error.filename or 'a file'} cannot be used: {error.strerror}; mend that"
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or number == errno.ENOMEM or "can't allocate memory" in text or "backend out of memory" in text:

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 
 from calm_core.errors import CalmError
-from stages.runner.run import _alone
+from stages.runner.run import _alone, _run
 from tests import ROOT
 
 HOLDER = """
 import errno, fcntl, os, sys
-from stages.runner.run import _alone
+from stages.runner.run import _alone, _run
 
 def missing(*arguments):
     raise OSError(int(sys.argv[1]), os.strerror(int(sys.argv[1])))
@@ -77,3 +78,37 @@ def test_errors_of_the_work_are_not_those_of_the_lock(project: Path) -> None:
         raise TimeoutError("of the work")
     with pytest.raises(OSError, match="No locks"), _alone("train_calm"):
         raise OSError(errno.ENOLCK, "No locks")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EIO, "Input/output error", "data/tokens/a"), "data/tokens/a cannot be used: Input/output error"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "x cannot be used: File name too long"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write outputs: No space left on device"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found"),
+            "a file cannot be used: No usable tem",
+        ),
+    ],
+)
+def test_errors_of_the_system_are_told_in_one_line(error: OSError, told: str, project: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", project)
+
+    def work(params: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        _run("train_calm", work, False)
+    assert str(ended.value).startswith(f"train_calm: {told}")
+    assert str(ended.value).endswith(", then run `dvc repro` again")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(project: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", project)
+
+    def work(params: object) -> None:
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        _run("train_calm", work, False)
