@@ -12,13 +12,22 @@ TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Mac it has the only one, `pypi`.
 INSTALLED_TORCH := $(shell cat $(VENV)/installed 2>/dev/null)
 TORCH ?= $(or $(INSTALLED_TORCH),$(if $(filter Darwin,$(shell uname -s)),pypi,cpu))
+# Empty if .venv has to be made anew: it is not there or not whole, its Python has gone or is another one since (what was
+# installed is then not found), or it was moved here (its programs name the folder where they were made, and run that code).
+USABLE := $(shell $(VENV)/bin/python -I -c 'import pip' 2>/dev/null \
+	&& { test ! -e $(VENV)/bin/pip || head -n 2 $(VENV)/bin/pip \
+	| grep -F -e "$$(pwd -P)/$(VENV)/bin/" -e "$$(cd $(VENV) && pwd -P)/bin/" >/dev/null; } && echo yes)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements.lock)
 # Install the build $(2) with the Python $(1). A file that pip's `find-links` has comes first: there may be no network. Three
 # equality signs, since two let one build pass for another.
-install_torch = $(if $(filter pypi,$(2)),$(1) -m pip install --quiet --no-deps torch===$(TORCH_VERSION),\
-	$(1) -m pip install --quiet --no-deps --no-index torch===$(TORCH_VERSION)+$(2) 2>/dev/null \
-	|| $(1) -m pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/$(2) torch===$(TORCH_VERSION)+$(2) \
+install_torch = $(if $(filter pypi,$(2)),$(1) -I -m pip install --quiet --no-deps torch===$(TORCH_VERSION),\
+	$(1) -I -m pip install --quiet --no-deps --no-index torch===$(TORCH_VERSION)+$(2) 2>/dev/null \
+	|| $(1) -I -m pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/$(2) torch===$(TORCH_VERSION)+$(2) \
 	|| { echo "no torch $(TORCH_VERSION)+$(2) to be had; make TORCH=pypi takes PyPI's, for Linux a CUDA build" >&2; exit 1; })
+
+# Settings of users for other Pythons than that of .venv: where pip installs, and where a Python finds its library.
+unexport PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_REQUIRE_VIRTUALENV
+export PIP_USER := 0
 
 .PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
 
@@ -75,15 +84,19 @@ format: $(VENV)/installed
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-$(VENV)/installed: requirements.lock pyproject.toml $(if $(filter-out $(INSTALLED_TORCH),$(TORCH)),another-torch)
-	$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 15) or sys.exit(f"Python 3.11 to 3.14 is needed, this is {v[0]}.{v[1]}; try: make PYTHON=python3.11")'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+# Spelt so that Python 2, too, can say it.
+REQUIRE_PYTHON := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 15) or sys.exit("Python 3.11 to 3.14 is needed, this is %d.%d; try: make PYTHON=python3.11" % v)
+
+$(VENV)/installed: requirements.lock pyproject.toml \
+		$(if $(filter-out $(INSTALLED_TORCH),$(TORCH)),another-torch) $(if $(USABLE),,another-environment)
+	@test -n "$(USABLE)" && test -e $(VENV)/bin/pip && $(VENV)/bin/python -I -c '$(REQUIRE_PYTHON)' 2>/dev/null || \
+		{ $(PYTHON) -c '$(REQUIRE_PYTHON)' && rm -rf $(VENV) && echo '$(PYTHON) -m venv $(VENV)' && $(PYTHON) -m venv $(VENV); }
 	$(call install_torch,$(VENV)/bin/python,$(TORCH))
-	$(VENV)/bin/python -m pip install --quiet --requirement requirements.lock
-	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -I -m pip install --quiet --requirement requirements.lock
+	$(VENV)/bin/python -I -m pip install --quiet --no-deps --no-build-isolation --editable .
 	echo $(TORCH) > $@
 
-another-torch:
+another-torch another-environment:
 
 # Resolve pyproject.toml anew in an empty environment, but for two versions: torch stays the one in requirements.lock, where
 # its line can be changed first, and botocore the one that params.yaml names, since its text is the corpus. Builds of torch

@@ -3,10 +3,12 @@
 Commands import what they need when they run, so that `calm --help` waits neither for torch nor for pydantic.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
+import signal
 import sys
 from contextlib import nullcontext
 from enum import StrEnum
@@ -17,6 +19,8 @@ import typer
 from typer.exceptions import TyperException
 
 from calm_core.errors import CalmError, one_line, single_line
+from calm_core.runtime.caches import use_writable_caches
+from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.runtime.waiting import wait_asleep
 
 if TYPE_CHECKING:
@@ -33,9 +37,6 @@ ModelFolder = Annotated[Path, typer.Option("--model", help="A folder such as mod
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result on the same kind of device.")
 ]
-
-LARGEST_PROMPTS = 1 << 28
-"""Bytes of a file of prompts, at most."""
 
 
 class Device(StrEnum):
@@ -139,7 +140,8 @@ def generate(
     model: ModelFolder,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; '' for the start of a document.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one a line; in a .jsonl file each line has a 'prompt'.")
+        Path | None,
+        typer.Option(help="A file of prompts, one a line; in a .jsonl file each line has a 'prompt'. - reads lines."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="In (0, 1]; lower is closer to the likeliest text.")] = 1.0,
@@ -186,7 +188,7 @@ def generate(
                     }
                     typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
                 else:
-                    typer.echo(f"{typer.style(text, dim=True)}{written}\n")
+                    typer.echo(f"{_dim(text)}{written}\n")
                 advance()
     if sampler is Sampler.exact and inexact:
         exact = "" if whole_exponent(temperature) else "; as 1/T is no whole number, the others are not exact either"
@@ -276,12 +278,18 @@ def export(
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was until everything above was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     wait_asleep()
+    use_writable_caches()
+    if "stdout" in open_closed_streams():
+        sys.exit(_told("standard output is closed; send it to a file, or to /dev/null"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal's encoding cannot say
             stream.reconfigure(errors="backslashreplace")
     try:
         status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except CalmError as error:
         status = _told(str(error))
     except TyperException as error:
@@ -290,12 +298,20 @@ def main() -> None:
         status = _told(f"{error.format_message()} (see `{command} --help`)")
     except (typer.Abort, KeyboardInterrupt):
         status = 130
-    except BrokenPipeError:  # the reader has seen enough, as in `calm generate ... | head`
-        # Python flushes stdout once more at exit, which would fail again and print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:
+        # The libraries that print turn the first into status 1.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # The reader has seen enough, as in `calm generate ... | head`.
+        give_up(sys.stdout, sys.stderr)
         status = 0
     except OSError as error:
-        status = _told(f"{error.filename or 'output'}: {error.strerror or one_line(error)}")
+        if error.filename is None:  # perhaps of standard output
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            give_up(sys.stdout)
+        told = f"{error.filename or 'output'}: {error.strerror or one_line(error)}"
+        status = _told(f"{told}; set TMPDIR to a folder that can be written" if "temporary directory" in told else told)
     except (MemoryError, RuntimeError) as error:
         # torch's allocators raise a RuntimeError; any other is a fault of this program and keeps its traceback.
         text = str(error)
@@ -306,47 +322,20 @@ def main() -> None:
 
 
 def _told(message: str) -> int:
-    print(f"calm: {single_line(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the status tells, too
+        print(f"calm: {single_line(message)}", file=sys.stderr)
     return 2
 
 
 def _prompts(prompt: str | None, path: Path | None) -> list[str]:
+    from calm_core.inference.prompt_files import read_prompts, require_utf8
+
     # None and "" differ: an empty prompt asks for text from the start of a document.
-    if (prompt is None) == (path is None):
+    if path is None and prompt is not None:
+        return [require_utf8(prompt, "--prompt")]
+    if path is None or prompt is not None:
         raise CalmError("one of --prompt TEXT and --prompts FILE is needed")
-    if path is None:
-        return [_utf8(prompt or "", "--prompt")]
-    with path.open("rb") as file:
-        content = file.read(LARGEST_PROMPTS + 1)
-    if len(content) > LARGEST_PROMPTS:
-        raise CalmError(f"{path} has more than {LARGEST_PROMPTS:,} bytes; split it")
-    try:
-        lines = content.decode().splitlines()
-    except UnicodeDecodeError:
-        raise CalmError(f"{path} is not UTF-8 text") from None
-    if path.suffix == ".jsonl":
-        lines = [_json_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not lines:
-        raise CalmError(f"{path} holds no prompt")
-    return lines
-
-
-def _json_prompt(line: str, place: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        prompt = None
-    if not isinstance(prompt, str):
-        raise CalmError(f'{place} is no object with a prompt: {{"prompt": "..."}}')
-    return _utf8(prompt, place)
-
-
-def _utf8(prompt: str, place: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8, or half of a pair of surrogates in JSON
-        raise CalmError(f"{place} is not UTF-8 text: {prompt!r}") from None
-    return prompt
+    return read_prompts(Path("/dev/stdin") if str(path) == "-" else path)
 
 
 def _stream(
@@ -361,7 +350,7 @@ def _stream(
         decoder.step(language_model.tokenizer, token_id)
     for (continuation,) in language_model.stream([token_ids], tokens, sampling, seed):
         if prompt:
-            typer.echo(typer.style(prompt, dim=True), nl=False)
+            typer.echo(_dim(prompt), nl=False)
             prompt = ""
         for token_id in continuation.token_ids[shown:]:
             typer.echo(decoder.step(language_model.tokenizer, token_id) or "", nl=False)
@@ -369,6 +358,11 @@ def _stream(
         shown = len(continuation.token_ids)
     typer.echo()
     return continuation.inexact_steps
+
+
+def _dim(text: str) -> str:
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else typer.style(text, dim=True)
 
 
 def _summary(continuation: "Continuation") -> dict[str, Any]:

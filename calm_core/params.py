@@ -5,14 +5,15 @@ before it starts. Defaults stand in params.yaml itself and nowhere else: the fil
 Limits of sizes are those of the models' own config types (nn/limits.py).
 """
 
+import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calm_core.errors import CalmError, one_line
+from calm_core.errors import CalmError
 from calm_core.nn.limits import (
     HalvedLayers,
     Layers,
@@ -23,13 +24,11 @@ from calm_core.nn.limits import (
     Width,
     require_heads,
 )
+from calm_core.storage.yaml_io import read_yaml
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
-
-LARGEST_FILE, LARGEST_DEPTH = 1 << 18, 20
-"""Bytes of a file of params, and levels in it, at most."""
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
 """How many mistakes one error lists, and how many characters of each value."""
@@ -258,51 +257,6 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     return parse_params(read_yaml(path), str(path))
 
 
-def read_yaml(path: Path) -> Any:
-    """The plain values that the YAML file at ``path`` holds: no object of Python's is ever made.
-
-    Raises:
-        CalmError: the file is missing or cannot be read, is not YAML, or is built to exhaust the machine.
-    """
-    try:
-        with path.open("rb") as file:
-            # One byte more than allowed is enough to recognise a file that is too long.
-            content = file.read(LARGEST_FILE + 1)
-        text = content.decode()
-    except FileNotFoundError:
-        raise CalmError(f"{path} is missing; run from the repository's root, or restore it with git") from None
-    except OSError as error:
-        raise CalmError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CalmError(f"{path} is not UTF-8 text") from None
-    if len(content) > LARGEST_FILE:
-        raise CalmError(f"{path} has more than {LARGEST_FILE:,} bytes; see the committed params.yaml for its layout")
-    try:
-        _require_small(text)
-        return yaml.safe_load(text)
-    # A tag that does not go with its value ends in any of the others: `!!int x`, `!!bool x`, `2001-99-99`.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CalmError(f"{path} is not valid YAML: {one_line(error)}") from None
-
-
-def _require_small(text: str) -> None:
-    """Raise YAMLError if ``text`` nests deeply, or refers back to a mapping or a list.
-
-    Some lines of such references stand for more values than fit into memory.
-    """
-    depth, collections = 0, set()
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            collections.add(event.anchor)
-            if depth > LARGEST_DEPTH:
-                raise yaml.YAMLError(f"more than {LARGEST_DEPTH} levels are nested")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent) and event.anchor in collections:
-            raise yaml.YAMLError(f"*{event.anchor} refers to a mapping or a list; write it out")
-
-
 def parse_params(values: Any, name: str = "params") -> Params:
     """Validate ``values``, the mapping that params.yaml holds; errors as in ``load_params``."""
     if not isinstance(values, dict):
@@ -320,7 +274,9 @@ def parse_params(values: Any, name: str = "params") -> Params:
 
 def _explain(problem: Any) -> str:
     """One pydantic error as 'section.key: what is wrong (got value)'."""
-    key = " ".join(".".join(_shown(part) for part in problem["loc"]).split())
+    # Beyond section and key there are places in a list, and which part of a union pydantic has tried.
+    place = [part for depth, part in enumerate(problem["loc"]) if depth < 2 or isinstance(part, int)]
+    key = " ".join(".".join(map(_shown, place)).split())
     if problem["type"] == "extra_forbidden":
         section = Params.model_fields.get(str(problem["loc"][0]))
         owner = section.annotation if section and len(problem["loc"]) > 1 else Params
@@ -331,7 +287,28 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} is {_shown(problem['input'], repr)}: {message[0].lower()}{message[1:]}"
+    return f"{key} is {_shown(problem['input'], repr)}: {message[0].lower()}{message[1:]}{_remedy(problem)}"
+
+
+def _remedy(problem: Any) -> str:
+    """What to write instead, where a value is right but for how it is written in YAML; empty if that is not known."""
+    value, wanted = problem["input"], problem["type"]
+    if wanted == "string_type" and not isinstance(value, dict | list):
+        return '; write ""' if value is None else "; put it in quotes"
+    if wanted == "bool_type" and isinstance(value, str) and value.lower() in _BOOLS:
+        return f"; write {str(_BOOLS[value.lower()]).lower()}"
+    if wanted in ("int_type", "float_type") and isinstance(value, float | str):
+        with contextlib.suppress(ValueError, OverflowError):  # no number, or none that is finite
+            number = float(value)
+            if wanted == "float_type" and math.isfinite(number):
+                return f"; write {number}"
+            if wanted == "int_type" and number == int(number):
+                return f"; write {_shown(int(number))}"
+    return ""
+
+
+_BOOLS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+"""What other readers of YAML take for one."""
 
 
 def _shown(value: Any, how: Callable[[Any], str] = str) -> str:

@@ -1,15 +1,12 @@
 """Presets: overlays of params.yaml that say only what they change."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from calm_core.errors import CalmError, one_line
-from calm_core.params import Params, parse_params, read_yaml
+from calm_core.errors import CalmError
+from calm_core.params import Params, parse_params
 from calm_core.storage.atomic import write_text
+from calm_core.storage.yaml_io import read_yaml, read_yaml_for_update, yaml_text
 
 PRESETS = Path("presets")
 
@@ -41,15 +38,9 @@ def preset_models(name: str) -> set[str]:
 def apply_preset(name: str, base: Path = Path("params.yaml")) -> None:
     """Write the preset ``name`` over ``base``; what it does not name, and all comments, stay. Errors as above."""
     load_preset(name, base)
-    text = io.StringIO()
-    try:
-        # ruamel keeps comments, order and quotes of the file; PyYAML, which validated it above, would drop them.
-        values = _yaml().load(base.read_text(encoding="utf-8"))
-        _lay_over(values, _overlay(name))
-        _yaml().dump(values, text)
-    except (YAMLError, ValueError) as error:  # stricter than what reads params elsewhere: a key that stands twice
-        raise CalmError(f"{base} cannot be rewritten: {one_line(error)}") from None
-    write_text(base, text.getvalue())
+    values = read_yaml_for_update(base)
+    _lay_over(values, _overlay(name))
+    write_text(base.resolve(), yaml_text(values))  # through a link, as an editor does
 
 
 def _overlay(name: str) -> dict[str, Any]:
@@ -68,11 +59,3 @@ def _lay_over(values: Any, overlay: dict[str, Any]) -> None:
             values[key].update(value)
         else:
             values[key] = value
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    # Lines that the user wrote are not folded.
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    return yaml

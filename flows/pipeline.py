@@ -114,9 +114,9 @@ def _lock(folder: Path) -> bytes:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Every number in the metric files of dvc.yaml, "file: key.key" -> value; missing files are left out."""
-    import yaml
+    from calm_core.storage.yaml_io import read_yaml
 
-    stages = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml(folder / "dvc.yaml")["stages"]
     numbers: dict[str, Any] = {}
     for stage in stages.values():
         for metric in stage.get("metrics", []):

@@ -6,10 +6,10 @@ prefect.yaml is the one list of deployments, so that `make ui` and a work pool (
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
+from calm_core.storage.yaml_io import read_yaml
 from flows.reproduce import ROOT, reproduce
 from flows.sweep import sweep
 
@@ -18,7 +18,7 @@ FLOWS: dict[str, Any] = {"flows/reproduce.py:reproduce": reproduce, "flows/sweep
 
 def deployments(path: Path = ROOT / "prefect.yaml") -> list[RunnerDeployment]:
     """The deployments that ``path`` describes, ready to be served."""
-    described = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
+    described = read_yaml(path)["deployments"]
     return [
         FLOWS[entry["entrypoint"]].to_deployment(
             name=entry["name"],

@@ -36,11 +36,20 @@ def combinations(grid: dict[str, list[Any]], points: list[list[str]]) -> list[li
     Raises:
         ValueError: there is none.
     """
-    crossed = [[f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)]
+    crossed = [[f"{key}={_literal(value)}" for key, value in zip(grid, values, strict=True)]
                for values in product(*grid.values())] if grid else []  # fmt: skip
     if not (found := crossed + points):
         raise ValueError("a sweep needs a grid, as {'calm.head': ['energy', 'flow']}, or a list of points")
     return found
+
+
+def _literal(value: Any) -> str:
+    """``value`` as an override has it: text in quotes, but for the numbers that Prefect takes for text.
+
+    Prefect reads prefect.yaml by YAML 1.1, to which 1e-5 is text.
+    """
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE)
+    return value if number else json.dumps(value)
 
 
 @flow(name="sweep", flow_run_name=lambda: f"sweep of {len(combinations(*_asked()))}")

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from calm_core.errors import CalmError
+from calm_core.storage.lock import acquire
 from flows.git import git
 from flows.git_copy import bring_commit, commit_files, copy_tree
 
@@ -35,19 +36,17 @@ def exclusive(folder: Path, wait: bool, say: Callable[[str], None]) -> Iterator[
     Raises:
         WorkspaceBusyError: another run holds it and ``wait`` is false.
     """
-    # flock, since the kernel releases it with the process, however that ends; a file that merely exists would stay.
     place = folder / ".dvc/tmp/flows.lock"
-    lock = FileLock(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire(blocking=False)
+        held = acquire(place)
     except Timeout:
         if not wait:
             raise WorkspaceBusyError(
                 f"another flow run works in {folder}; wait for it, cancel it, or run with wait_for_others: true"
             ) from None
         say(f"waiting for another flow run in {folder}")
-        held = lock.acquire(poll_interval=POLL_SECONDS)
+        held = acquire(place, POLL_SECONDS)
     except OSError as error:
         raise CalmError(f"cannot lock {place}: {error.strerror}; make it writable, or move the project") from None
     with held:
@@ -85,10 +84,11 @@ def apply_overrides(params: Path, overrides: list[str]) -> None:
     Raises:
         ValueError: an override is no KEY=VALUE, or names no key of ``params``.
     """
-    import yaml
     from dvc.utils.hydra import apply_overrides as apply
 
-    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    from calm_core.storage.yaml_io import read_yaml
+
+    values = read_yaml(params)
     for override in overrides:
         key, equals, _ = override.partition("=")
         at = values

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML
 
 from verification.comparison import differences
 from verification.smoke_run import LOCK, output_of, smoke_run
@@ -49,7 +49,9 @@ def compare(first: Path, second: Path) -> list[str]:
 
 
 def _stages(folder: Path) -> dict[str, dict[str, list[object]]]:
-    found: dict[str, dict[str, list[object]]] = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8"))["stages"]
+    found: dict[str, dict[str, list[object]]] = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8"))[
+        "stages"
+    ]
     return found
 
 

@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from calm_core.params import read_yaml
+from calm_core.storage.yaml_io import read_yaml
 
 PIPELINE = Path("dvc.yaml")
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, computed_field
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
@@ -28,6 +27,8 @@ from calm_core.rehearsal.shrink import FEWEST_STEPS, Shrunk, characters_of_slive
 from calm_core.rehearsal.stage_process import run_stage
 from calm_core.rehearsal.stand_in import stand_in_tokenizer
 from calm_core.storage.json_io import read_json
+from calm_core.storage.lock import acquire
+from calm_core.storage.yaml_io import yaml_text
 
 WORKSPACE = Path(".checkpoints/rehearsal")
 """On the disk of the models; ignored by git and DVC, and removed at the end."""
@@ -131,9 +132,8 @@ def _ended_by_sigterm() -> Iterator[None]:
 def _workspace() -> Iterator[Path]:
     """A folder in which stages find the code and dvc.yaml; removed at the end, as is that of a killed rehearsal."""
     WORKSPACE.parent.mkdir(exist_ok=True)
-    lock = FileLock(WORKSPACE.with_suffix(".lock"))
     try:
-        held = lock.acquire(blocking=False)
+        held = acquire(WORKSPACE.with_suffix(".lock"))
     except Timeout:
         raise CalmError(f"another rehearsal is running here, in {WORKSPACE}; wait for it or stop it") from None
     with held:
@@ -161,8 +161,7 @@ def _prepare(params: Params, steps: int, folder: Path) -> Shrunk:
             f"tokenizer: a stand-in of {size:,} entries, trained on that text and filled up with unused ones{missing}"
         )
     shrunk = shrink(params, steps, len(texts), tokenizer)
-    text = yaml.safe_dump(shrunk.params.model_dump(), sort_keys=False)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    (folder / "params.yaml").write_text(yaml_text(shrunk.params.model_dump()), encoding="utf-8")
     return shrunk._replace(notes=[*shrunk.notes, *([note] if note else [])])
 
 

@@ -4,7 +4,7 @@ A rename is atomic, so a reader finds the old content or all of the new, even if
 ``move_into_place`` also survives a crash of the machine: it flushes the content to disk before the rename.
 """
 
-import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,7 +31,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
         raise
     # Two renames, since none replaces a folder that is not empty. Between them ``path`` is missing, never half written.
     if path.exists():
-        path.rename(old)
+        try:
+            path.rename(old)
+        except OSError as error:
+            # So do containers' file systems refuse to rename a folder that came with the image.
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.rmtree(path)
     fresh.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -75,8 +81,10 @@ def move_into_place(fresh: Path, path: Path) -> None:
 def _reach_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        # Some network file systems know no fsync of folders.
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems know no fsync, most of those not of folders.
+        if not path.is_dir() and error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(descriptor)

@@ -3,6 +3,7 @@
 Reading runs no code from a file, and allocates no memory for sizes that a file merely claims.
 """
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,13 @@ def load_tensors(path: Path, remedy: str = "delete it and run `dvc repro`") -> d
 
 def damaged(path: Path, error: Exception, remedy: str = "delete it and run `dvc repro`") -> CalmError:
     """The error for a user when reading ``path`` failed with ``error``."""
-    return CalmError(f"{path} is missing or damaged ({one_line(error)}); {remedy}")
+    told = one_line(error)
+    # What the system refuses is no fault of the file; safetensors tells the system's error in its message alone.
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if "os error 19" in told or error.errno == errno.ENODEV:
+            told += ", its file system maps no files into memory; move the project to another"
+        return CalmError(f"{path} cannot be read: {told}")
+    return CalmError(f"{path} is missing or damaged ({told}); {remedy}")
 
 
 def read_tensors(path: Path, expected: Expected) -> dict[str, Tensor]:

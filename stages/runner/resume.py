@@ -13,12 +13,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.launcher import rank_in_environment
 from calm_core.storage.checksum import sha256
 from calm_core.storage.provenance import DESCRIPTION
+from calm_core.storage.yaml_io import read_yaml
 from stages.runner.run import CHECKPOINTS, FINISHED
 
 PIPELINE = Path("dvc.yaml")
@@ -47,7 +47,7 @@ def mark_finished(folder: Path) -> None:
 
 
 def _key(stage: str, params: Params, others: Any) -> str:
-    declared = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    declared = read_yaml(PIPELINE)["stages"][stage]
     values = params.model_dump()
     # Of the runtime section, precision alone changes what is computed; the rest is how the machine is used.
     values["runtime"] = values["runtime"]["precision"]
@@ -67,6 +67,8 @@ def _value(values: Any, name: str) -> Any:
 
 def _identity(path: Path) -> Any:
     """SHA-256 of a file; of a data folder's description, which holds those of its files; of each file of code."""
+    if not path.exists():
+        raise CalmError(f"{path} is missing; `dvc repro` makes it")
     if not path.is_dir():
         return sha256(path)
     if (path / DESCRIPTION).is_file():

@@ -1,5 +1,6 @@
 """What every stage does around its work: validate params, lock, time it, handle signals, report errors in one line."""
 
+import contextlib
 import errno
 import json
 import os
@@ -15,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from calm_core.errors import CalmError, one_line
 from calm_core.params import Params, load_params
 from calm_core.runtime.launcher import is_one_of_many, rank_in_environment
+from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import write_json
+from calm_core.storage.lock import acquire
 from stages.runner.launch import (
     LOST_CONTACT,
     FirstFailedError,
@@ -54,18 +57,18 @@ Measured = dict[str, float]
 """Figures of speed that a stage returns, by name, units in the names."""
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # the last two are one number on Linux, two on macOS
 
 
 def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes: bool = False) -> None:
     """Run ``work`` as the stage ``name`` and end the process: status 0, or another after one line on standard error.
 
-    The status is 130 after Ctrl-C, 143 after SIGTERM, and 1 after a mistake in params or data, a disk that is full or
-    cannot be written, or a lack of memory.
+    The status is 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader of what it prints has gone, and 1 after a
+    mistake in params or data, a disk that is full or cannot be written, or a lack of memory.
 
     A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or was by torchrun: then rank 0 holds
     the stage's lock and reports errors, and the other ranks hand theirs to the launcher.
     """
+    open_closed_streams()
     if is_one_of_many():
         end_with_parent()
     _end_within_seconds(name)
@@ -73,7 +76,8 @@ def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes
         _run(name, work, by_processes)
     except _Stopped as stopped:  # perhaps while another error was being told
         if not is_one_of_many():  # whoever launched it tells
-            print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
+                print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
         sys.exit(128 + stopped.signal)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -93,11 +97,15 @@ def _run(name: str, work: Callable[[Params], Measured | None], by_processes: boo
                 _remove_finished(name)
                 measured = work(params) or {}
                 _record(name, time.monotonic() - started, measured)
+        sys.stdout.flush()
     except FirstFailedError:
         sys.exit(1)
     except CalmError as error:
         _fail(f"{name}: {error}")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not is_one_of_many():  # as in `python -m stages.report | head`
+            give_up(sys.stdout, sys.stderr)
+            sys.exit(128 + signal.SIGPIPE)
         reason = _machine_failure(error)
         if reason is None and is_one_of_many() and lost_contact(error):
             leave_to_launcher(f"{name}: {LOST_CONTACT}")
@@ -136,7 +144,8 @@ def _end_within_seconds(name: str) -> None:
         told = (
             f"{name}: stopped by {_Stopped(number)} in the middle of a step; `dvc repro` goes on from what is saved\n"
         )
-        os.write(sys.stderr.fileno(), told.encode())
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), told.encode())
         os._exit(128 + number)
 
     # Python runs a handler between two of its own instructions only, which a long computation in C++ keeps it from; the
@@ -153,22 +162,16 @@ def _end_within_seconds(name: str) -> None:
 def _alone(name: str) -> Iterator[None]:
     """Hold the stage's lock, which goes with the process, however it ends.
 
-    Raises CalmError if another process holds it, such as one that outlived a killed DVC, or if none can.
+    Raises CalmError if another process holds it, such as one that outlived a killed DVC.
     """
     CHECKPOINTS.mkdir(exist_ok=True)
-    # The content of the lock file is the library's, which writes to it where the file system knows no flock.
-    lock, holder = FileLock(CHECKPOINTS / f"{name}.lock"), CHECKPOINTS / f"{name}.pid"
+    # The content of the lock file is the library's.
+    holder = CHECKPOINTS / f"{name}.pid"
     try:
-        held = lock.acquire(blocking=False)
+        held = acquire(CHECKPOINTS / f"{name}.lock")
     except Timeout:
         process = holder.read_text(encoding="utf-8") if holder.exists() else "that has just started"
         raise CalmError(f"process {process} runs this stage here already; wait for it or stop it") from None
-    except OSError as error:
-        if error.errno not in _UNLOCKABLE:
-            raise
-        raise CalmError(
-            f"cannot lock {lock.lock_file}: {os.strerror(error.errno)}; move the project to a file system with locks"
-        ) from None
     with held:
         write_text(holder, str(os.getpid()))
         yield
@@ -195,6 +198,8 @@ def _machine_failure(error: Exception) -> str | None:
     if number in _UNWRITABLE:
         place = getattr(error, "filename", None) or "outputs"
         return f"cannot write {place}: {os.strerror(number)}; free some disk space or make it writable"
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError) and number not in (None, errno.ENOMEM):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror}; mend that"
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or number == errno.ENOMEM or "can't allocate memory" in text or "backend out of memory" in text:
         wanted = re.search(r"(?i)tried to allocate ([\d.]+ ?\w+)", text)

@@ -1,6 +1,8 @@
 """The `calm` command as its users meet it: output, files, and every mistake as one line and status 2."""
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import subprocess
@@ -248,3 +250,22 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     script = f"set -o pipefail; {command} | head -c 1 > /dev/null"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "begins"),
+    [({}, "\x1b[2mthe\x1b[0m"), ({"NO_COLOR": "1"}, "the"), ({"TERM": "dumb"}, "the")],
+)
+def test_a_prompt_is_dim_where_a_terminal_can_show_it(
+    environment: dict[str, str], begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    with contextlib.redirect_stdout(terminal):
+        assert run("generate", "--model", "models/transformer", "--prompt", "the", "--tokens", "2") == 0
+    assert terminal.getvalue().startswith(begins)
+    assert ("\x1b" in terminal.getvalue()) == ("\x1b" in begins)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from calm_core.storage.yaml_io import read_yaml
+from flows.serve import deployments
 from flows.sweep import combinations, sweep
+from flows.workspaces import apply_overrides
 from tests.flows.conftest import run
 from tests.flows.test_reproduce import artifacts, edit, flow_run_of, reproduced
 
@@ -54,3 +57,22 @@ def test_combinations() -> None:
     ]
     with pytest.raises(ValueError, match="a sweep needs a grid"):
         combinations({}, [])
+
+
+def test_small_numbers_stay_numbers(tmp_path: Path) -> None:
+    # As the UI sends them, as `prefect deploy` reads 1e-5, and as prefect.yaml has what is to be text.
+    for value, key, expected in ((1e-5, "kl_weight", 1e-5), ("1e-5", "kl_weight", 1e-5), ("1.4", "version", "1.4")):
+        (tmp_path / "params.yaml").write_text("toy:\n  kl_weight: 0.5\n  version: x\n")
+        ((override,),) = combinations({f"toy.{key}": [value]}, [])
+        apply_overrides(tmp_path / "params.yaml", [override])
+        assert read_yaml(tmp_path / "params.yaml")["toy"][key] == expected
+
+
+def test_served_deployments_have_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "prefect.yaml"
+    path.write_text(
+        "deployments:\n  - name: one\n    description: x\n    entrypoint: flows/sweep.py:sweep\n"
+        "    parameters:\n      grid:\n        autoencoder.kl_weight: [1e-5, 3e-4]\n"
+    )
+    (deployment,) = deployments(path)
+    assert deployment.parameters["grid"] == {"autoencoder.kl_weight": [0.00001, 0.0003]}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import flows.ui
 from tests import ROOT
 from tests.flows.conftest import until
 from tests.flows.test_reproduce import artifacts, flow_run_of, reproduced
@@ -71,3 +72,17 @@ def test_deployments_are_those_of_prefect_yaml(server: str) -> None:
     assert served[1].schedules[0].schedule.cron == "0 2 * * *"
     assert served[2].parameters == described[2]["parameters"]
     assert not served[0].schedules
+
+
+@pytest.mark.parametrize("variable", ["HOME", "PREFECT_HOME"])
+def test_a_home_that_cannot_be_written(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name in ("HOME", "PREFECT_HOME", "PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    monkeypatch.setattr(flows.ui, "_answers", lambda address: False)
+    with pytest.raises(
+        SystemExit, match="cannot write its database in .*; set PREFECT_HOME to a folder that can be written"
+    ):
+        flows.ui.main()
