@@ -48,11 +48,11 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     else:
         files = []
         told |= {"dataset": corpus.dataset} if corpus.source == "huggingface" else {}
-    tokenizer = [Path(params.tokenizer.path).expanduser()] if params.tokenizer.path else []
-    if tokenizer and not _is_file(tokenizer[0]):
-        from calm_core.tokens.tokenizer import load_tokenizer
+    tokenizer = []
+    if params.tokenizer.path:
+        from calm_core.tokens.tokenizer import tokenizer_file
 
-        load_tokenizer(tokenizer[0])  # which says so
+        tokenizer = [tokenizer_file(Path(params.tokenizer.path))]
     sizes, digests = _hashed(files + tokenizer, folder / RECORD)
     if files:
         # One folder on every machine, whatever lies above it.
@@ -131,13 +131,6 @@ def _write_record(record: Path, known: dict[str, list[Any]]) -> None:
 def _placed(path: Path) -> str:
     """``path`` from the root, links left as they are."""
     return os.path.normpath(path.absolute())
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _stat(path: Path) -> os.stat_result:
