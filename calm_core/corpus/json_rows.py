@@ -75,7 +75,7 @@ class JsonRows:
         try:
             row = self._decoder.decode(text)
         except json.JSONDecodeError as error:
-            ends = "" if ended else "; the file ends in this line, cut short?"
+            ends = "" if ended or error.msg == "Extra data" else "; the file ends in this line, cut short?"
             raise self._error(f"line {line}, column {error.colno}: {error.msg}{ends}") from None
         except RecursionError:
             raise self._error(f"line {line} nests too many levels") from None

@@ -125,7 +125,8 @@ def _expand(pattern: str) -> _Found:
         else:
             found = [path for path in _glob(here) if not path.is_dir()]
     except (OSError, RuntimeError) as error:  # RuntimeError: no home of such a user
-        raise CalmError(f"corpus.paths: {pattern}: {getattr(error, 'strerror', None) or error}") from None
+        place = getattr(error, "filename", None) or pattern
+        raise CalmError(f"corpus.paths: {place}: {getattr(error, 'strerror', None) or error}") from None
     # A pipe or a device might never end, and a link may lead nowhere.
     files = [path for path in found if path.is_file() and file_format(path)]
     files = [path for path in files if path.name.lower() not in _ABOUT_DATASETS]

@@ -165,6 +165,7 @@ def test_json_in_other_layouts(tmp_path: Path, params: Params) -> None:
     assert read(params, tmp_path / "a.jsonl", whole) == texts
     assert read(params, tmp_path / "a.json", "\n".join(lines)) == texts
     assert read(params, tmp_path / "a.json", lines[0]) == ["one"]
+    assert refused(params, tmp_path / "a.jsonl", '{"text": "x"} {}').endswith("line 1, column 15: Extra data")
     assert read(params, tmp_path / "a.json", '["one", "two"]') == ["one", "two"]
     assert read(params, tmp_path / "a.json.gz", gzip.compress(GOOD.encode()))[199:] == ["text 199"]
     assert read(params, tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n\r\n {"text": "two\tx"}') == [

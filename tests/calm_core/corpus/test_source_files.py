@@ -1,6 +1,7 @@
 """Which files a corpus is read from, in folders as people have them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,20 @@ def test_names_of_any_kind(params: Params) -> None:
         assert found(params, os.fsdecode(b"data/" + name)) == [os.fsdecode(b"data/" + name)]
     with pytest.raises(CalmError, match="pipe.txt matches no file: data/pipe.txt is a pipe, a device, or"):
         found(params, "data/pipe.txt")
+
+
+def test_a_folder_that_may_not_be_read_is_named(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("data/a.txt", "data/private/b.txt")
+    original = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "private":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return original(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(CalmError, match="^corpus.paths: data/private: Permission denied$"):
+        found(params, "data")
 
 
 def test_a_file_that_may_not_be_read_is_told_before_any(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
