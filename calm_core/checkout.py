@@ -21,7 +21,12 @@ def require_checkout(folder: Path, experiments: bool = False) -> None:
             else "copy hidden files, too, or `dvc init --no-scm`"
         )
         raise CalmError(f"{here} has no folder .dvc: {anew}")
-    if not in_git and (experiments or not _without_git(here)):
+    if {"{", "}"} & set(str(here)) and not _setting(here, "cache", "dir"):
+        raise CalmError(
+            f"{here} has a brace in its path, which DVC cannot have in its cache's: move it, or "
+            "`dvc cache dir --local FOLDER` with a folder elsewhere"
+        )
+    if not in_git and (experiments or _setting(here, "core", "no_scm").lower() != "true"):
         without = "experiments need one" if experiments else "or `dvc config --local core.no_scm true` does without"
         raise CalmError(
             f"{here} is in no git repository: `git init && git add --all && git commit --message start` makes one; "
@@ -29,14 +34,17 @@ def require_checkout(folder: Path, experiments: bool = False) -> None:
         )
 
 
-def _without_git(folder: Path) -> bool:
-    """Whether DVC's settings in ``folder`` say that there is no git."""
+def _setting(folder: Path, section: str, key: str) -> str:
+    """What DVC's settings in ``folder``, or else those of the user, say; empty if nothing."""
     settings = configparser.ConfigParser(strict=False, interpolation=None)
     try:
-        settings.read([folder / ".dvc/config", folder / ".dvc/config.local"], encoding="utf-8")
-        return settings.getboolean("core", "no_scm", fallback=False)
-    except (configparser.Error, ValueError):  # DVC will say what is wrong
-        return True
+        settings.read(
+            [Path("~/.config/dvc/config").expanduser(), folder / ".dvc/config", folder / ".dvc/config.local"],
+            encoding="utf-8",
+        )
+        return settings.get(section, key, fallback="")
+    except (configparser.Error, ValueError, RuntimeError, OSError):  # DVC will say what is wrong
+        return ""
 
 
 if __name__ == "__main__":

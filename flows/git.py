@@ -33,10 +33,8 @@ def git(folder: Path, *arguments: str | bytes, given: bytes | None = None) -> by
     Raises:
         CalmError: git is not installed, or fails; with what it says.
     """
-    # Files of Git LFS outside the project are of no use to it.
-    variables = environment() | {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        ended = subprocess.run([*OURS, *arguments], cwd=folder, env=variables, capture_output=True, input=given)
+        ended = subprocess.run([*OURS, *arguments], cwd=folder, env=environment(), capture_output=True, input=given)
     except FileNotFoundError:
         raise CalmError(f"git is not installed, or {folder} is missing") from None
     if ended.returncode:

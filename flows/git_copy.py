@@ -44,9 +44,6 @@ def copy_tree(folder: Path, copy: Path) -> Path:
     _init(folder, copy)
     git(copy, "update-ref", "HEAD", commit)
     git(copy, "read-tree", commit)
-    committed = _tracked(copy)
-    outside = {name for name in committed if not name.startswith(inside)}
-    git(copy, "checkout-index", "--quiet", "-z", "--stdin", given=zeros(outside))
     project = copy / os.fsdecode(inside)
     project.mkdir(parents=True, exist_ok=True)
     for name in map(os.fsdecode, tracked):
@@ -55,15 +52,19 @@ def copy_tree(folder: Path, copy: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
     # New ones too: what the index does not know, DVC leaves out of an experiment.
-    named = {inside + name for name in tracked} | (committed - outside)
-    git(copy, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", given=zeros(sorted(named)))
+    # What a sparse checkout leaves out, and what lies outside the project, stays in the index as it was committed.
+    absent = _tracked(folder, sparse=True)
+    named = (tracked | _tracked(project)) - absent
+    git(project, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", given=zeros(sorted(named)))
+    git(project, "update-index", "--skip-worktree", "-z", "--stdin", given=zeros(sorted(absent)))
     return project
 
 
 def commit_files(project: Path, message: str, added: Iterable[bytes]) -> str:
     """Commit, upon HEAD but to no branch, all files of a copy that it tracks as they are now, and those ``added``."""
     names = {*lines_of_zeros(git(project, "ls-files", "-z")), *added}
-    git(project, "update-index", "--add", "--remove", "-z", "--stdin", given=zeros(sorted(names)))
+    command = ("update-index", "--ignore-skip-worktree-entries", "--add", "--remove", "-z", "--stdin")
+    git(project, *command, given=zeros(sorted(names)))
     tree = git(project, "write-tree").decode().strip()
     return git(project, "commit-tree", tree, "-p", "HEAD", "-m", message).decode().strip()
 
@@ -74,10 +75,14 @@ def bring_commit(commit: str, base: str, copy: Path, folder: Path) -> None:
     git(folder, "unpack-objects", "-q", given=pack)
 
 
-def _tracked(folder: Path) -> set[bytes]:
-    """Names of all files that git tracks in ``folder``, staged ones and those in conflict included."""
-    entries = (entry.split(b"\t", 1) for entry in lines_of_zeros(git(folder, "ls-files", "--stage", "-z")))
-    return {name for about, name in entries if not about.startswith(SUBMODULE)}
+def _tracked(folder: Path, sparse: bool = False) -> set[bytes]:
+    """Names of all files that git tracks in ``folder``, staged ones and those in conflict included.
+
+    ``sparse`` ones alone are those that a sparse checkout leaves out of the tree.
+    """
+    entries = (entry.split(b"\t", 1) for entry in lines_of_zeros(git(folder, "ls-files", "-t", "--stage", "-z")))
+    kinds = ((name, *about.split(b" ", 2)[:2]) for about, name in entries)
+    return {name for name, tag, mode in kinds if mode != SUBMODULE and (tag == b"S" or not sparse)}
 
 
 def _init(folder: Path, copy: Path) -> None:

@@ -84,3 +84,17 @@ def test_what_is_in_order(archive: Path) -> None:
     (archive / "inside/.dvc").mkdir(parents=True)
     require_checkout(archive / "inside")
     require_checkout(archive, experiments=True)
+
+
+def test_braces(archive: Path) -> None:
+    """DVC fills its cache's path in as Python fills in a format."""
+    folder = archive / "a {b}"
+    folder.mkdir()
+    for name in ("dvc.yaml", ".dvc"):
+        (archive / name).rename(folder / name)
+    command(folder, "git", "init", "--quiet")
+    assert command(folder, "dvc", "repro").returncode != 0
+    remedy = remedies(folder)[0]
+    assert command(folder, *shlex.split(remedy.replace("FOLDER", str(archive / "cache")))).returncode == 0
+    require_checkout(folder)
+    assert command(folder, "dvc", "repro").returncode == 0

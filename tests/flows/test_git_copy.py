@@ -205,6 +205,16 @@ def a_shallow_clone(project: Path, tmp_path: Path) -> Path:
     return tmp_path / "shallow"
 
 
+def a_sparse_checkout(project: Path, tmp_path: Path) -> Path:
+    (project / "left out").mkdir()
+    (project / "left out/file").touch()
+    run(project, "git", "add", "--all")
+    run(project, "git", "commit", "--quiet", "--message", "second")
+    run(project, "git", "sparse-checkout", "set", ".dvc")
+    assert not (project / "left out").exists()
+    return project
+
+
 def a_merge_in_progress(project: Path, tmp_path: Path) -> Path:
     for branch, value in (("one", "1\n"), ("two", "2\n")):
         run(project, "git", "checkout", "--quiet", "-b", branch)
@@ -233,6 +243,7 @@ def odd_name(name: str) -> Callable[[Path, Path], Path]:
         a_worktree,
         a_detached_head,
         a_shallow_clone,
+        a_sparse_checkout,
         a_merge_in_progress,
         *map(
             odd_name, ("a #2", "a 'b\" c", "100% $HOME ${x}", "ünï 🙂", "a:b", "a [1]*", "# a", "a;b,c", " a ", "a\tb")
@@ -252,6 +263,11 @@ def test_wherever_it_lies(project: Path, tmp_path: Path, place: Callable[[Path, 
         assert cache == str(folder / ".dvc/cache")
         (copy / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         save_experiment(copy, folder, "seven")
+    # Nothing that is not there is deleted by it, or of the repository around it.
+    (saved,) = git(folder, "for-each-ref", "--format=%(objectname)", "refs/exps").decode().split()
+    changed = git(folder, "diff-tree", "-r", "--name-only", "--relative", "-z", "HEAD", saved).split(b"\0")
+    assert {b"params.yaml", b"dvc.lock"} <= {*changed} <= {b"params.yaml", b"dvc.lock", b"conflict.txt", b""}
+    assert not git(folder, "diff-tree", "-r", "--diff-filter=D", "HEAD", saved)
     # DVC, which shall list it, finds its settings, too.
     assert "seven" in run(folder, "dvc", "exp", "list", "--name-only")
     made = [path for path in tmp_path.rglob("*") if path not in before]
