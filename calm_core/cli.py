@@ -15,6 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+# While this program still imports, Ctrl-C ends it without a traceback; ``main`` then has a handler of its own.
+_IS_PROGRAM = __name__ == "__main__" or Path(sys.argv[0]).name == "calm"
+if _IS_PROGRAM and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import typer
 from typer.exceptions import TyperException
 

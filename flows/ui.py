@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from calm_core.runtime.caches import is_writable
 from flows.processes import Processes
 
 HOST, PORT = "127.0.0.1", 4200
@@ -24,9 +23,6 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     processes = Processes()
     if not _answers(address):
-        home = os.environ.get("PREFECT_HOME") or "~/.prefect"
-        if not is_writable(home):
-            sys.exit(f"Prefect cannot write its database in {home}; set PREFECT_HOME to a folder that can be written")
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         lines: list[str] = []
         # A daemon thread reads the server's output, which would otherwise fill the pipe and block the server.

@@ -1,14 +1,15 @@
 """What people see: the run's page in a real browser, and the deployments that `make ui` serves."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-import flows.ui
 from tests import ROOT
 from tests.flows.conftest import until
 from tests.flows.test_reproduce import artifacts, flow_run_of, reproduced
@@ -75,14 +76,24 @@ def test_deployments_are_those_of_prefect_yaml(server: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["HOME", "PREFECT_HOME"])
-def test_a_home_that_cannot_be_written(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written(variable: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name in ("HOME", "PREFECT_HOME", "PREFECT_API_URL", "PREFECT_SERVER_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv(variable, str(tmp_path / "file"))
-    monkeypatch.setattr(flows.ui, "_answers", lambda address: False)
-    with pytest.raises(
-        SystemExit, match="cannot write its database in .*; set PREFECT_HOME to a folder that can be written"
-    ):
-        flows.ui.main()
+    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_HOME"}
+    program = "import flows, os; print(os.environ.get('PREFECT_HOME'))"
+
+    def home(folder: Path) -> tuple[str, str]:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, "PYTHONPATH": str(ROOT), variable: str(folder)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return ended.stdout.strip(), ended.stderr
+
+    own = str(ROOT / ".dvc/tmp/prefect")
+    found, told = home(tmp_path / "file/home")
+    assert found == own
+    assert len(told.splitlines()) == 1
+    assert told.startswith(f"Prefect cannot write in {'~/.prefect' if variable == 'HOME' else tmp_path}")
+    assert home(tmp_path) == ("None" if variable == "HOME" else str(tmp_path), "")

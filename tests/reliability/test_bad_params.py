@@ -222,18 +222,22 @@ def test_what_is_written_wrong_is_told_how_to_write(key: str, value: str, told: 
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (b"  steps: 560\n", b"  steps: 560\n  steps: 10\n", 'line 47 is not valid YAML: .*duplicate key "steps"'),
-        (b"  kl_weight", b"\tkl_weight", "line 41 is not valid YAML: .*tab character"),
-        (b"seed: 0", b"seed: 0\n---\nseed: 1", "line 5 is not valid YAML: .*another document"),
-        (b"# K, tokens", "# K, Stücke".encode("latin-1"), "line 35 is not UTF-8 text; save the file as UTF-8"),
-        (b"seed: 0", b"seed: &a [*a]", "refers to a mapping or a list; write it out"),
+        (b"  steps: 560\n", b"  steps: 560\n  steps: 10\n", (1, 'is not valid YAML: .*duplicate key "steps"')),
+        (b"  kl_weight", b"\tkl_weight", (0, "is not valid YAML: .*tab character")),
+        (b"seed: 0", b"seed: 0\n---\nseed: 1", (1, "is not valid YAML: .*another document")),
+        (b"# K, tokens", "# K, Stücke".encode("latin-1"), (0, "is not UTF-8 text; save the file as UTF-8")),
+        (b"seed: 0", b"seed: &a [*a]", (None, "is not valid YAML: .*refers to a mapping or a list; write it out")),
     ],
 )
-def test_the_place_of_what_is_no_yaml(old: bytes, new: bytes, told: str, path: Path) -> None:
+def test_the_place_of_what_is_no_yaml(old: bytes, new: bytes, told: tuple[int | None, str], path: Path) -> None:
+    """``told`` is how many lines after the change the fault is, if a line is named, and what is said of it."""
     assert CONTENT.count(old) >= 1
     path.write_bytes(CONTENT.replace(old, new, 1))
     line = complaint(lambda: load_params(path)) or ""
-    assert re.fullmatch(f"{re.escape(str(path))}[,:]? .*{told}.*", line)
+    after, problem = told
+    number = CONTENT[: CONTENT.index(old)].count(b"\n") + 1
+    place = "" if after is None else f", line {number + after}"
+    assert re.fullmatch(f"{re.escape(str(path))}{place} {problem}.*", line)
 
 
 @pytest.mark.parametrize(
