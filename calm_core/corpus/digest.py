@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from calm_core.corpus.text_files import source_files
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.processors import available_processors
@@ -40,14 +41,9 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     """
     corpus = params.corpus
     told: dict[str, Any] = {"source": corpus.source}
-    if corpus.source == "files" or (corpus.source == "huggingface" and Path(corpus.dataset).expanduser().is_dir()):
-        # Here: it imports what reads the text, which takes a second.
-        from calm_core.corpus.text_files import source_files
-
-        files = source_files(corpus)
-    else:
-        files = []
-        told |= {"dataset": corpus.dataset} if corpus.source == "huggingface" else {}
+    files = source_files(corpus)
+    if corpus.source == "huggingface" and not files:
+        told["dataset"] = corpus.dataset
     tokenizer = []
     if params.tokenizer.path:
         from calm_core.tokens.tokenizer import tokenizer_file
