@@ -171,6 +171,9 @@ def generate(
     language_model = load_language_model(model, choose_device(device.value, "--device"))
     sampling = Sampling(temperature, sampler.value)
     encoded = [language_model.encode(text) for text in texts]
+    if cut := sum(len(language_model.read_part(prompt)) < len(prompt) for prompt in encoded):
+        context = f"the context of {language_model.context_tokens:,} tokens"
+        typer.echo(f"{cut} of {len(encoded)} prompts are longer than {context}; their ends are read", err=True)
     # Token by token only for a single text: several are generated side by side, as one batch.
     if len(texts) == 1 and not as_json:
         inexact = _stream(language_model, texts[0], encoded[0], tokens, sampling, seed)

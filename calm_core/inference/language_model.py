@@ -66,6 +66,8 @@ class LanguageModel:
     ) -> Iterator[list[Continuation]]:
         """Continue prompts of token ids by at most ``tokens`` tokens each; yields the same, growing list at each step.
 
+        Of a prompt longer than the context its end is read, see ``read_part``.
+
         The text is a function of the arguments and of the kind of device, whose generator draws the samples; ``batch``
         numbers the batches of a longer list of prompts. A text ends before its end-of-text token, which is left out.
 
@@ -76,7 +78,8 @@ class LanguageModel:
         self._require_possible(prompts, tokens, sampling)
         draws = generator(seed, "generate", batch, device=self.device)
         end_of_text = end_of_text_id(self.tokenizer)
-        on_cpu = align_prompts(prompts, self.patch_size, end_of_text, self.opening)
+        read = [self.read_part(prompt) for prompt in prompts]
+        on_cpu = align_prompts(read, self.patch_size, end_of_text, self.opening)
         aligned = Prompts(*(part.to(self.device) for part in on_cpu))
         if isinstance(self.model, Transformer):
             steps = transformer_steps(self.model, aligned, sampling, draws)
@@ -117,6 +120,14 @@ class LanguageModel:
         sampling = Sampling(temperature, sampler)
         finished = self.continuations([self.encode(prompt) for prompt in prompts], tokens, sampling, seed)
         return [self.decode(continuation.token_ids) for continuation in finished]
+
+    def read_part(self, prompt: list[int]) -> list[int]:
+        """The tokens of ``prompt`` that are read: its last ones, as many as fit with the opening into a context.
+
+        Farther apart than in training, two positions say nothing that a model has learnt; and reading takes time that
+        grows with the square of the length.
+        """
+        return prompt[-max(self.patch_size, self.context_tokens - self.patch_size) :]
 
     def encode(self, text: str) -> list[int]:
         """The token ids of ``text``, without special tokens."""

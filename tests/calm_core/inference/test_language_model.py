@@ -418,6 +418,17 @@ def test_prompts_go_on_behind_the_opening_that_the_folder_names(folder: Path, to
                 load_language_model(folder / name)
 
 
+@pytest.mark.parametrize("opening", [(), (90, 91, 1)])
+def test_of_a_prompt_longer_than_the_context_the_end_is_read(tokenizer: Tokenizer, opening: tuple[int, ...]) -> None:
+    model = replace(calm(tokenizer, 3), context_tokens=12, opening=opening)
+    long = [2 + (7 * place) % 200 for place in range(40)]
+    for length in (9, 10, 40):
+        read = model.read_part(long[:length])
+        assert read == long[:length][-9:]
+        assert torch.equal(hidden_states(model, [long[:length]], 1), hidden_states(model, [read], 1))
+    assert not torch.equal(hidden_states(model, [long], 1), hidden_states(model, [long[:-1]], 1))
+
+
 def test_errors_of_folders_are_one_line(folder: Path) -> None:
     def error_of(path: Path) -> str:
         with pytest.raises(CalmError) as caught:
