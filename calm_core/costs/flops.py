@@ -65,6 +65,14 @@ def encoder_parameters(config: AutoencoderConfig) -> int:
     return patch_size * per_token * layer + patch_size * size**2 + per_patch * layer + 2 * size * config.latent_size
 
 
+def autoencoder_flops(config: AutoencoderConfig) -> ModelFlops:
+    """Analytic count of the autoencoder: training 3 (encoder + decoder) / K a token; inference is decoding alone."""
+    decoder = 2 * decoder_parameters(config)
+    training = (1 + BACKWARD) * (2 * encoder_parameters(config) + decoder)
+    parameters = _parameters(lambda: Autoencoder(config))
+    return ModelFlops(parameters, training / config.patch_size, decoder / config.patch_size)
+
+
 def transformer_flops(config: TransformerConfig, context: int) -> ModelFlops:
     """Analytic count of the Transformer at ``context`` tokens: f = 2 (P_layers + D V) + attention, training 3 f."""
     backbone = config.backbone
@@ -99,6 +107,25 @@ def calm_flops(
     head = 2 * config.head.sampling_weights(size, latent_size)
     inference = forward + head + 2 * decoder_parameters(autoencoder)
     return ModelFlops(_parameters(lambda: Calm(config)), training / patch_size, inference / patch_size)
+
+
+def counted_autoencoder_flops(config: AutoencoderConfig, patches: int = 64) -> ModelFlops:
+    """What torch's FLOP counter sees of the same model, a token, on ``patches`` patches."""
+    with torch.device("meta"):
+        model = Autoencoder(config)
+        token_ids = torch.zeros(patches, config.patch_size, dtype=torch.int64)
+        latents = torch.zeros(patches, config.latent_size)
+
+    def train() -> None:
+        posterior = model.encode(token_ids)
+        # Any sum of all outputs stands in for the loss, whose softmax and KL the accounting leaves out.
+        (model.logits(posterior.mean).sum() + posterior.log_std.sum()).backward()
+
+    tokens = patches * config.patch_size
+    training = _count(train)
+    with torch.no_grad():
+        inference = _count(lambda: model.logits(latents))
+    return ModelFlops(_parameters(lambda: Autoencoder(config)), training / tokens, inference / tokens)
 
 
 def counted_transformer_flops(config: TransformerConfig, context: int) -> ModelFlops:

@@ -26,11 +26,9 @@ from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.model import Calm
 from calm_core.calm.training import calm_config, head_objective
 from calm_core.costs.flops import (
-    BACKWARD,
     ModelFlops,
+    autoencoder_flops,
     calm_flops,
-    decoder_parameters,
-    encoder_parameters,
     transformer_flops,
 )
 from calm_core.errors import CalmError
@@ -267,12 +265,7 @@ def _autoencoder_training(params: Params, patches: int) -> _Training:
         draws = draw(config, patches, GeneratorDraws(torch.Generator()))
         return autoencoder_loss(model, token_ids, draws).total
 
-    decoder = decoder_parameters(config)
-    forward = 2 * (encoder_parameters(config) + decoder)
-    flops = ModelFlops(
-        _count(model.parameters()), (1 + BACKWARD) * forward / config.patch_size, 2 * decoder / config.patch_size
-    )
-    return _Training(section, flops, model, loss, section.batch_patches, patches)
+    return _Training(section, autoencoder_flops(config), model, loss, section.batch_patches, patches)
 
 
 def _calm_training(params: Params) -> _Training:

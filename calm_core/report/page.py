@@ -85,11 +85,11 @@ def _flops_rows(flops: dict[str, Any]) -> list[dict[str, Any]]:
         {"name": "CALM-M, published shape", "key": "", "counted": None, **published["calm_m"]},
         *(
             {
-                "name": f"{TITLES[key]}, this run",
+                "name": f"{name}, this run",
                 "key": key,
                 "counted": run[key]["measured_inference_flops_per_token"],
                 **run[key],
             }
-            for key in ("transformer", "calm")
+            for key, name in (*TITLES.items(), ("autoencoder", "Autoencoder"))
         ),
     ]

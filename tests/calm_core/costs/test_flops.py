@@ -13,7 +13,9 @@ from calm_core.calm.model import AnyHeadConfig, CalmConfig
 from calm_core.calm.training import calm_config
 from calm_core.costs.flops import (
     ModelFlops,
+    autoencoder_flops,
     calm_flops,
+    counted_autoencoder_flops,
     counted_calm_flops,
     counted_transformer_flops,
     transformer_flops,
@@ -99,6 +101,12 @@ def assert_difference(config: CalmConfig, samples: int, scored_targets: int) -> 
 def test_torch_counts_the_same_for_another_transformer() -> None:
     transformer = TransformerConfig(500, BACKBONE)
     assert transformer_flops(transformer, 64) == counted_transformer_flops(transformer, 64)
+
+
+def test_torch_counts_the_same_for_the_autoencoder() -> None:
+    for config in (CODER, AutoencoderConfig()):
+        analytic, counted = autoencoder_flops(config), counted_autoencoder_flops(config)
+        assert analytic == counted
 
 
 @pytest.mark.parametrize("inputs", ["tokens", "latents"])

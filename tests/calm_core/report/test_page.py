@@ -13,7 +13,13 @@ def report_arguments(params: Params) -> dict[str, Any]:
     table = pl.DataFrame({"step": [1, 2, 3], "value": [3.0, 2.0, 1.5]})
     scalars = ("loss", "cross_entropy", "kl", "fidelity", "diversity", "manifold_distance")
     model = {"parameters": 1000, "training_flops": 1e12, "inference_flops_per_token": 1e6}
-    run = {**model, "measured_inference_flops_per_token": 1.01e6}
+    run = {
+        **model,
+        "measured_inference_flops_per_token": 1.01e6,
+        "counted_training_flops": 0.95e12,
+        "training_tokens": 3e6,
+    }
+    of_calm = {**run, "training_flops": 1.28e12, "training_flops_with_autoencoder": 1.76e12, "training_tokens": 8.1e6}
     score = {
         "brierlm": 1.5,
         "brierlm_ci95": [1.2, 1.8],
@@ -34,7 +40,7 @@ def report_arguments(params: Params) -> dict[str, Any]:
         brierlm={"calm": score, "transformer": {**score, "brierlm": 2.5, "cross_entropy_nats": 3.5}},
         flops={
             "published": {"transformer_s": model, "calm_m": model, "training_saving": 0.435, "inference_saving": 0.34},
-            "run": {"calm": run, "transformer": run},
+            "run": {"calm": of_calm, "transformer": run, "autoencoder": run},
         },
         correlation={"pearson": -0.9, "spearman": None, "checkpoints": checkpoints},
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
@@ -57,6 +63,10 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "44 %",
         "34 %",
         "12,345",
+        "1.28 times the Transformer's",
+        "1.76 times with its autoencoder's",
+        "2.7 times the tokens",
+        "74.2 %",
         "some processor",
         "abc",
         "Pearson -0.900",
