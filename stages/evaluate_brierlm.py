@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from calm_core.calm.folder import load_calm
-from calm_core.evaluation.brier import bootstrap_brierlm
+from calm_core.evaluation.brier import bootstrap_brierlm, bootstrap_difference
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
@@ -44,17 +44,21 @@ def main(params: Params) -> None:
     transformer_documents = evaluate_transformer(
         transformer, transformer_blocks, calm.config.patch_size, settings.samples
     )
-    results = {
+    scores = {
         "calm": _result(calm_documents, params),
         "transformer": {
             **_result(transformer_documents, params),
             "cross_entropy_nats": cross_entropy(transformer, transformer_blocks),
         },
     }
-    write_json(Path("results/brierlm.json"), results)
-    for name, result in results.items():
+    draws = generator(params.seed, STAGE, "difference")
+    difference = bootstrap_difference(calm_documents, transformer_documents, settings.bootstrap_resamples, draws)
+    write_json(Path("results/brierlm.json"), {**scores, "calm_minus_transformer": difference._asdict()})
+    for name, result in scores.items():
         low, high = result["brierlm_ci95"]
         print(f"{name}: BrierLM {result['brierlm']:.2f} [{low:.2f}, {high:.2f}] over {result['positions']:,} positions")
+    low, high = difference.difference_ci95
+    print(f"CALM - Transformer: {difference.difference:.2f} [{low:.2f}, {high:.2f}], p {difference.p:.3g}")
 
 
 def _result(documents: pl.DataFrame, params: Params) -> dict[str, Any]:

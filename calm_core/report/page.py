@@ -48,8 +48,8 @@ def render_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     models = {
-        TITLES[name]: {**result, "training_flops": flops["run"][name]["training_flops"], "colour": _COLOURS[name]}
-        for name, result in brierlm.items()
+        title: {**brierlm[name], "training_flops": flops["run"][name]["training_flops"], "colour": _COLOURS[name]}
+        for name, title in TITLES.items()
     }
     figures = {
         "quality": brierlm_against_flops(models),

@@ -106,7 +106,11 @@ def test_evaluate_brierlm(params: Params) -> None:
     save(bigram_transformer(walk(SIZE, 2)), Path("models/transformer"))
     evaluate_brierlm.main(params)
     found = json.loads(Path("results/brierlm.json").read_text())
-    assert list(found) == ["calm", "transformer"]
+    assert list(found) == ["calm", "transformer", "calm_minus_transformer"]
+    difference = found["calm_minus_transformer"]
+    assert difference["difference"] == pytest.approx(found["calm"]["brierlm"] - found["transformer"]["brierlm"])
+    low, high = difference["difference_ci95"]
+    assert low < difference["difference"] < high
     keys = ["brierlm", "brierlm_ci95", "brier", "positions", "documents"]
     assert list(found["calm"]) == keys
     assert list(found["transformer"]) == [*keys, "cross_entropy_nats"]

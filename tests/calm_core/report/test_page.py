@@ -37,7 +37,11 @@ def report_arguments(params: Params) -> dict[str, Any]:
         corpus={"source": "<script>alert(1)</script>", "licence": "MIT", "splits": {
             "train": {"tokens": 12345}, "validation": {"tokens": 678}}},
         autoencoder={"token_accuracy": 0.9995, "token_accuracy_noisy": 0.9991, "posterior_std": 0.14},
-        brierlm={"calm": score, "transformer": {**score, "brierlm": 2.5, "cross_entropy_nats": 3.5}},
+        brierlm={
+            "calm": score,
+            "transformer": {**score, "brierlm": 2.5, "cross_entropy_nats": 3.5},
+            "calm_minus_transformer": {"difference": -1.0, "difference_ci95": [-1.4, 0.6], "p": 0.034},
+        },
         flops={
             "published": {"transformer_s": model, "calm_m": model, "training_saving": 0.435, "inference_saving": 0.34},
             "run": {"calm": of_calm, "transformer": run, "autoencoder": run},
@@ -63,6 +67,9 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "44 %",
         "34 %",
         "12,345",
+        "-1.00, 95 % interval",
+        "[-1.40, +0.60]",
+        "p 0.034",
         "1.28 times the Transformer's",
         "1.76 times with its autoencoder's",
         "2.7 times the tokens",
