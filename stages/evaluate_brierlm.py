@@ -21,7 +21,7 @@ from calm_core.transformer.model import Transformer
 from stages.runner.run import run_stage
 
 STAGE = "evaluate_brierlm"
-TOKENS = Path("data/tokens")
+TOKENS, SPLIT = Path("data/tokens"), "validation"
 CALM, TRANSFORMER = Path("models/calm"), Path("models/transformer")
 
 
@@ -32,7 +32,7 @@ def main(params: Params) -> None:
     require_intact(TOKENS)
     for folder in (CALM, TRANSFORMER):
         require_tokenizer_of(folder, TOKENS)
-    tokens = TokenStream(TOKENS, "validation")
+    tokens = TokenStream(TOKENS, SPLIT)
     calm, autoencoder = load_calm(CALM)
     transformer = load_model(Transformer, TRANSFORMER)
     for model in (calm, autoencoder, transformer):
@@ -45,9 +45,9 @@ def main(params: Params) -> None:
         transformer, transformer_blocks, calm.config.patch_size, settings.samples
     )
     scores = {
-        "calm": _result(calm_documents, params),
+        "calm": _result(calm_documents, calm_blocks, params),
         "transformer": {
-            **_result(transformer_documents, params),
+            **_result(transformer_documents, transformer_blocks, params),
             "cross_entropy_nats": cross_entropy(transformer, transformer_blocks),
         },
     }
@@ -61,9 +61,11 @@ def main(params: Params) -> None:
     print(f"CALM - Transformer: {difference.difference:.2f} [{low:.2f}, {high:.2f}], p {difference.p:.3g}")
 
 
-def _result(documents: pl.DataFrame, params: Params) -> dict[str, Any]:
+def _result(documents: pl.DataFrame, blocks: EvaluationBlocks, params: Params) -> dict[str, Any]:
     draws = generator(params.seed, STAGE, "bootstrap")
-    return bootstrap_brierlm(documents, params.evaluation.bootstrap_resamples, draws)._asdict()
+    score = bootstrap_brierlm(documents, params.evaluation.bootstrap_resamples, draws)
+    # A score is one of its block length: positions have half of it before them on average.
+    return {**score._asdict(), "split": SPLIT, "context_tokens": blocks.context, "blocks": len(blocks.starts)}
 
 
 if __name__ == "__main__":

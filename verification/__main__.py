@@ -49,9 +49,9 @@ def compare(first: Path, second: Path) -> list[str]:
 
 
 def _stages(folder: Path) -> dict[str, dict[str, list[object]]]:
-    found: dict[str, dict[str, list[object]]] = YAML(typ="safe").load((folder / LOCK).read_text(encoding="utf-8"))[
-        "stages"
-    ]
+    found: dict[str, dict[str, list[object]]] = YAML(typ="safe", pure=True).load(
+        (folder / LOCK).read_text(encoding="utf-8")
+    )["stages"]
     return found
 
 

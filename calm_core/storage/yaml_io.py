@@ -1,7 +1,8 @@
 """YAML files, read as DVC reads them: by YAML 1.2, in which 1e-05 is a number.
 
 DVC writes small numbers that way, and stages have to see the value that DVC compares. YAML 1.1, as other readers have
-it, takes 1e-05 for text, 010 for 8, `off` for false and 1:30 for 90, and lets a key stand twice.
+it, takes 1e-05 for text, 010 for 8, `off` for false and 1:30 for 90, and lets a key stand twice. Pure Python, since the
+library's reader in C, which need not be installed, has other rules and messages.
 """
 
 import io
@@ -30,7 +31,7 @@ def read_yaml(path: Path) -> Any:
     text = _read(path)
     try:
         _require_small(text)
-        return YAML(typ="safe").load(text)
+        return YAML(typ="safe", pure=True).load(text)
     except _ERRORS as error:
         raise _invalid(path, error) from None
 
@@ -92,7 +93,7 @@ def _require_small(text: str) -> None:
     Some lines of such references stand for more values than fit into memory.
     """
     depth, collections = 0, set()
-    for event in YAML(typ="safe").parse(text):
+    for event in YAML(typ="safe", pure=True).parse(text):
         if isinstance(event, CollectionStartEvent):
             depth += 1
             collections.add(event.anchor)

@@ -26,7 +26,11 @@ def require_block(tokens: int, context: int) -> int:
 
 @dataclass(frozen=True)
 class EvaluationBlocks:
-    """What a model is evaluated on: whole blocks from the start of a split, some of them at a time."""
+    """What a model is evaluated on: whole blocks, drawn evenly from a split, some of them at a time.
+
+    From the start alone they would be of the first documents, which in the default corpus are the first services of the
+    alphabet.
+    """
 
     tokens: TokenStream
     context: int
@@ -41,7 +45,9 @@ class EvaluationBlocks:
     @property
     def starts(self) -> Tensor:
         """Position in the split of each block's first token, [blocks] int64; raises CalmError if there is no block."""
-        return torch.arange(require_block(min(len(self.tokens), self.limit), self.context)) * self.context
+        there = require_block(len(self.tokens), self.context)
+        asked = require_block(min(len(self.tokens), self.limit), self.context)
+        return torch.arange(asked) * there // asked * self.context
 
     def batches(self, following: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Starts [batch] of the blocks of each batch, and their token ids [batch, context + following] int64.

@@ -66,9 +66,9 @@ def places(text: Text, context: int, patch_size: int, limit: int | None = None) 
     length = min(len(stream), limit or len(stream))
     ends = list(itertools.accumulate(map(len, text.documents)))
     found = []
-    for start in range(0, length, context):
-        if start + context + 4 > length:
-            break
+    # So many blocks as fit into the limit, at equal distances among all that fit into the text.
+    asked, there = (length - 4) // context, (len(stream) - 4) // context
+    for start in (context * math.floor(number * there / asked) for number in range(asked)):
         for place in range(start + patch_size, start + context + 1, patch_size):
             document = next(number for number, end in enumerate(ends) if place < end)
             found.append(Place(document, tuple(stream[start:place]), tuple(stream[place : place + 4])))

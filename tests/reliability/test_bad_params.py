@@ -223,7 +223,7 @@ def test_what_is_written_wrong_is_told_how_to_write(key: str, value: str, told: 
     ("old", "new", "told"),
     [
         (b"  steps: 560\n", b"  steps: 560\n  steps: 10\n", (1, 'is not valid YAML: .*duplicate key "steps"')),
-        (b"  kl_weight", b"\tkl_weight", (0, "is not valid YAML: .*tab character")),
+        (b"  kl_weight", b"\tkl_weight", (0, r"is not valid YAML: .*character '\\t'")),
         (b"seed: 0", b"seed: 0\n---\nseed: 1", (1, "is not valid YAML: .*another document")),
         (b"# K, tokens", "# K, Stücke".encode("latin-1"), (0, "is not UTF-8 text; save the file as UTF-8")),
         (b"seed: 0", b"seed: &a [*a]", (None, "is not valid YAML: .*refers to a mapping or a list; write it out")),

@@ -111,13 +111,14 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert difference["difference"] == pytest.approx(found["calm"]["brierlm"] - found["transformer"]["brierlm"])
     low, high = difference["difference_ci95"]
     assert low < difference["difference"] < high
-    keys = ["brierlm", "brierlm_ci95", "brier", "positions", "documents"]
+    keys = ["brierlm", "brierlm_ci95", "brier", "positions", "documents", "split", "context_tokens", "blocks"]
     assert list(found["calm"]) == keys
     assert list(found["transformer"]) == [*keys, "cross_entropy_nats"]
 
     wanted, transformer = of_walk(2, LIMIT), found["transformer"]
     assert (transformer["positions"], transformer["documents"]) == (sum(wanted.positions), len(wanted.document))
     assert transformer["positions"] == (LIMIT - 4) // 12 * 6
+    assert (transformer["split"], transformer["context_tokens"], transformer["blocks"]) == ("validation", 12, 33)
     brier = wanted.mean.sum(axis=0) / sum(wanted.positions)
     assert transformer["brier"] == pytest.approx(brier, abs=1e-5)
     assert transformer["brierlm"] == pytest.approx(brierlm(brier), abs=1e-3)
@@ -129,6 +130,7 @@ def test_evaluate_brierlm(params: Params) -> None:
     wanted = expected(asked, lambda place: moments_of_sampling(paths(place.history), place.following, 4))
     assert (calm["positions"], calm["documents"]) == (sum(wanted.positions), len(wanted.document))
     assert calm["positions"] == (LIMIT - 4) // 16 * 8
+    assert (calm["context_tokens"], calm["blocks"]) == (16, 24)
     difference = np.array(calm["brier"]) - wanted.mean.sum(axis=0) / calm["positions"]
     assert np.all(np.abs(difference) < 4 * np.sqrt(wanted.variance.sum(axis=0)) / calm["positions"])
     # Of 4 samples a position, hits count 2 / 4 each and collisions 1 / 6; of 2 or 3 samples all would be thirds.

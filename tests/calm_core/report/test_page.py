@@ -26,6 +26,9 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "brier": [0.1, 0.02, 0.01, 0.001],
         "positions": 10,
         "documents": 3,
+        "split": "validation",
+        "context_tokens": 256,
+        "blocks": 7,
     }
     checkpoints = [
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
@@ -70,6 +73,7 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "-1.00, 95 % interval",
         "[-1.40, +0.60]",
         "p 0.034",
+        "7 blocks of 256 tokens",
         "1.28 times the Transformer's",
         "1.76 times with its autoencoder's",
         "2.7 times the tokens",
