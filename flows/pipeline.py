@@ -24,6 +24,8 @@ TRANSIENT = re.compile(
 
 Outcome = Literal["ran", "ran, with the same outputs", "up to date", "restored"]
 
+UNCHANGED: Outcome = "ran, with the same outputs"
+
 
 class StageError(Exception):
     """A stage ended with a status other than 0; ``transient`` if another try may do better."""
@@ -101,7 +103,7 @@ def run_stage(folder: Path, stage: str, force: bool, processes: Processes, on_li
     if status := processes.run(command, folder, read):
         raise StageError(stage, status, list(last))
     # A stage that runs always, and finds nothing new, makes nothing stale.
-    return "ran, with the same outputs" if outcome == "ran" and before and _lock(folder) == before else outcome
+    return UNCHANGED if outcome == "ran" and before and _lock(folder) == before else outcome
 
 
 def _lock(folder: Path) -> bytes:

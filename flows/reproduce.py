@@ -18,7 +18,7 @@ from prefect.tasks import exponential_backoff
 
 from calm_core.checkout import require_checkout
 from flows.artifacts import StageProgress, publish_metrics, publish_params, publish_report
-from flows.pipeline import Graph, Outcome, StageError, changed_stages, read_graph, read_metrics, run_stage
+from flows.pipeline import UNCHANGED, Graph, StageError, changed_stages, read_graph, read_metrics, run_stage
 from flows.processes import Processes
 from flows.workspaces import (
     copy_with_overrides,
@@ -30,8 +30,6 @@ from flows.workspaces import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-
-UNCHANGED: Outcome = "ran, with the same outputs"
 
 RETRIES, FIRST_DELAY_SECONDS = 3, 10
 

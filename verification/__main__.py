@@ -6,8 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
+from calm_core.storage.yaml_io import read_yaml
 from verification.comparison import differences
 from verification.smoke_run import LOCK, output_of, smoke_run
 
@@ -49,9 +48,7 @@ def compare(first: Path, second: Path) -> list[str]:
 
 
 def _stages(folder: Path) -> dict[str, dict[str, list[object]]]:
-    found: dict[str, dict[str, list[object]]] = YAML(typ="safe", pure=True).load(
-        (folder / LOCK).read_text(encoding="utf-8")
-    )["stages"]
+    found: dict[str, dict[str, list[object]]] = read_yaml(folder / LOCK)["stages"]
     return found
 
 

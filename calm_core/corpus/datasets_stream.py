@@ -13,6 +13,7 @@ from datasets.packaged_modules.json.json import JsonConfig
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from datasets.packaged_modules.text.text import Text
 
+from calm_core.corpus.faults import no_field
 from calm_core.corpus.json_rows import JsonRows
 from calm_core.corpus.rows import BATCH_ROWS, PIECE_BYTES, Position, Table, Texts
 from calm_core.errors import CalmError, one_line
@@ -59,7 +60,7 @@ def _values(table: Any, field: str, name: str, row: int) -> Texts:
 
 def _require_field(field: str, fields: list[str], name: str) -> None:
     if field not in fields:
-        raise CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(fields)}")
+        raise no_field(name, field, fields)
 
 
 def _of_lines(table: Any, rows: JsonRows, row: int) -> Texts:

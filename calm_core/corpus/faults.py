@@ -1,10 +1,15 @@
 """Errors of reading a file, of whatever library, in one line with its name and a remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from calm_core.errors import CalmError, one_line
+
+
+def no_field(name: str, field: str, fields: Iterable[str]) -> CalmError:
+    """The error where what is called ``name`` has ``fields``, but not the ``field`` that should hold the text."""
+    return CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(fields)}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from calm_core.corpus.faults import no_field
 from calm_core.corpus.rows import BATCH_ROWS, Rows, Texts, in_batches
 from calm_core.corpus.utf8 import decoded, opened_utf8
 from calm_core.errors import CalmError
@@ -107,9 +108,7 @@ class JsonRows:
     def require_field(self) -> None:
         """Raise CalmError if there were rows, none of which had the field."""
         if self._fields and not self.found:
-            raise CalmError(
-                f"{self._name} has no field {self._field!r}; corpus.text_field can be: {', '.join(self._fields)}"
-            )
+            raise no_field(self._name, self._field, self._fields)
 
     def _text(self, row: Any, place: str, escapes: bool) -> str | None:
         if not isinstance(row, dict):

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from calm_core.corpus.compression import open_decompressed
+from calm_core.corpus.faults import no_field
 from calm_core.corpus.rows import BATCH_ROWS, PIECE_BYTES, Rows, Texts
 from calm_core.corpus.text_files import COMPRESSED
 from calm_core.corpus.utf8 import require_no_pointer
@@ -47,7 +48,7 @@ def _require_text(file: pyarrow.parquet.ParquetFile, path: Path, field: str) -> 
     if file.metadata.num_rows == 0:
         return
     if field not in schema.names:
-        raise CalmError(f"{path} has no field {field!r}; corpus.text_field can be: {', '.join(schema.names)}")
+        raise no_field(str(path), field, schema.names)
     if not _holds_text(kind := schema.field(field).type):
         texts = ", ".join(column.name for column in schema if _holds_text(column.type)) or "nowhere"
         raise CalmError(

@@ -72,9 +72,10 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
     for split, counts in done.counts.items():
         if not counts.documents:
             number = sum(other.documents for other in done.counts.values())
+            smaller = _smaller_units(params.corpus, source_files(params.corpus))
             raise CalmError(
                 f"none of the corpus's {number:,} documents falls into the {split} split; use more, or another "
-                f"corpus.validation_percent (now {params.corpus.validation_percent:g}){_smaller_units(params.corpus)}"
+                f"corpus.validation_percent (now {params.corpus.validation_percent:g}){smaller}"
             )
     # Fails here and not in the evaluation, after all the training.
     context_tokens = max(params.calm.context_tokens, params.transformer.context_tokens)
@@ -95,13 +96,14 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
 
 def _require_several_documents(corpus: CorpusParams) -> None:
     """Raise CalmError if the corpus is one text file that is one document: a split would have none."""
-    if len(source_files(corpus)) == 1 and (smaller := _smaller_units(corpus)):
-        raise CalmError(f"{source_files(corpus)[0]} is one document, but both splits need text{smaller}")
+    files = source_files(corpus)
+    if len(files) == 1 and (smaller := _smaller_units(corpus, files)):
+        raise CalmError(f"{files[0]} is one document, but both splits need text{smaller}")
 
 
-def _smaller_units(corpus: CorpusParams) -> str:
-    """What to set so that text files are more documents, with their numbers; "" where that does not help."""
-    files = [path for path in source_files(corpus) if file_format(path) == "text"]
+def _smaller_units(corpus: CorpusParams, paths: list[Path]) -> str:
+    """What to set so that the text files are more documents, with their numbers; "" where that does not help."""
+    files = [path for path in paths if file_format(path) == "text"]
     if corpus.source != "files" or corpus.text_unit != "document" or not files:
         return ""
     units = count_units(files, MOST_COUNTED)
