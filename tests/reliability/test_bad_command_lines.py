@@ -237,15 +237,14 @@ def test_what_would_harm_is_refused(
     assert content(tmp_path) == before
 
 
-@needs_linux
 def test_a_lack_of_memory_is_told(workspace: Path, tmp_path: Path) -> None:
-    """In a process of its own, limited from the first use of the model on: libraries short of memory may abort."""
+    """The model asks for more than any machine has. A limit on the process would not do: other libraries' threads may
+    be the first to meet it, and abort."""
     folder = shutil.copytree(workspace, tmp_path / "work")
     program = (
-        "import torch, calm_core.cli, calm_core.transformer.model, tests.reliability.support.faults as faults\n"
+        "import torch, calm_core.cli, calm_core.transformer.model\n"
         "def hidden_states(*arguments):\n"
-        "    faults.limit_memory(1 << 26)\n"
-        "    return torch.zeros(1 << 28)\n"
+        "    return torch.zeros(1 << 50)\n"
         "calm_core.transformer.model.Transformer.hidden_states = hidden_states\n"
         "calm_core.cli.main()\n"
     )
