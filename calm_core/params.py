@@ -28,6 +28,7 @@ from calm_core.storage.yaml_io import read_yaml
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
@@ -194,6 +195,8 @@ class CalmParams(LanguageModelParams):
 class EvaluationParams(Section):
     """BrierLM (paper, section 4)."""
 
+    seeds: Annotated[list[Seed], Field(max_length=1000)]
+    split: Literal["validation", "test"]
     samples: Samples
     batch_sequences: Width
     tokens: Positive
@@ -213,7 +216,7 @@ class ReportParams(Section):
 class Params(Section):
     """params.yaml as a whole."""
 
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    seed: Seed
     runtime: RuntimeParams
     corpus: CorpusParams
     tokenizer: TokenizerParams
@@ -236,6 +239,15 @@ class Params(Section):
                 raise ValueError(
                     f"{key} {batch} is no multiple of {parts}, runtime.processes times runtime.gradient_accumulation"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        seeds = [self.seed, *self.evaluation.seeds]
+        if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            raise ValueError(
+                f"evaluation.seeds has {repeated[0]} twice, or it is the seed of the run itself; repetitions need others"
+            )
         return self
 
     @model_validator(mode="after")
