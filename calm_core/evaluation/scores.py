@@ -1,5 +1,6 @@
 """The scores of one trained model, as two files: sums by document for whoever compares, and a summary for people."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import polars as pl
 import torch
 
 from calm_core.evaluation.intervals import estimate_brierlm
+from calm_core.storage.atomic import write_bytes
 from calm_core.storage.json_io import read_json, write_json
 from calm_core.tokens.blocks import EvaluationBlocks
 
@@ -37,15 +39,15 @@ def summary(
 
 def write_scores(path: Path, scores: Scores) -> None:
     """Write ``path``.parquet and ``path``.json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".parquet").open("wb") as file:  # polars takes no name that is not UTF-8
-        scores.documents.write_parquet(file)
+    content = io.BytesIO()
+    scores.documents.write_parquet(content)
+    write_bytes(path.with_suffix(".parquet"), content.getvalue())
     write_json(path.with_suffix(".json"), scores.summary)
 
 
 def read_scores(path: Path) -> Scores:
     """What ``write_scores`` wrote."""
-    with path.with_suffix(".parquet").open("rb") as file:
+    with path.with_suffix(".parquet").open("rb") as file:  # polars takes no name that is not UTF-8
         return Scores(pl.read_parquet(file), read_json(path.with_suffix(".json")))
 
 
