@@ -246,7 +246,7 @@ class Params(Section):
         seeds = [self.seed, *self.evaluation.seeds]
         if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
             raise ValueError(
-                f"evaluation.seeds has {repeated[0]} twice, or it is the seed of the run itself; repetitions need others"
+                f"evaluation.seeds has {repeated[0]} twice, or it is the run's own seed; repetitions need others"
             )
         return self
 

@@ -15,8 +15,8 @@ from calm_core.storage.model_folder import load_model
 from calm_core.storage.provenance import describe_latents, describe_no_latents, require_intact, require_tokenizer_of
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.shards import TokenStream
-from stages.runner.resume import folder_of, mark_finished
 from stages.runner.places import RUN, Places
+from stages.runner.resume import folder_of, mark_finished
 from stages.runner.run import run_repeatable_stage
 from stages.runner.verification import verify_once
 

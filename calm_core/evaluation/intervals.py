@@ -7,9 +7,9 @@ drawn at random, and each document meets each seed, so the two variances are est
   for every seed and, of a difference, for both models: what makes a document easy for all cancels;
 - of seeds, by the variance of their scores over their number; of a difference, the sum of both models'.
 
-The interval is +- t standard errors, where the degrees of freedom are those of Welch and Satterthwaite: three seeds know
-little of their own variance. Percentiles of a bootstrap that draws seeds as well cover too seldom with so few
-(docs/results.md has both coverages, by simulation). With one seed the interval is over documents alone.
+The interval is +- t standard errors, where the degrees of freedom are those of Welch and Satterthwaite: three seeds
+know little of their own variance. Percentiles of a bootstrap that draws seeds as well cover too seldom with so few
+(docs/method.md has both coverages, by simulation). With one seed the interval is over documents alone.
 """
 
 from collections.abc import Sequence

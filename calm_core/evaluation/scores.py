@@ -4,6 +4,7 @@ A position knows what stands before it in its block and no more, so a score is o
 says the length of its blocks, and beside it stand the scores by eighth of a block and at shorter contexts.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from calm_core.evaluation.brier import by_document, tokens_before
 from calm_core.evaluation.intervals import estimate_brierlm
+from calm_core.storage.atomic import write_bytes
 from calm_core.storage.json_io import read_json, write_json
 from calm_core.tokens.blocks import MAX_TOKENS, EvaluationBlocks
 
@@ -99,15 +101,15 @@ def estimate_by_place(
 
 def write_scores(path: Path, scores: Scores) -> None:
     """Write ``path``.parquet and ``path``.json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".parquet").open("wb") as file:  # polars takes no name that is not UTF-8
-        scores.places.write_parquet(file)
+    content = io.BytesIO()
+    scores.places.write_parquet(content)
+    write_bytes(path.with_suffix(".parquet"), content.getvalue())
     write_json(path.with_suffix(".json"), scores.summary)
 
 
 def read_scores(path: Path) -> Scores:
     """What ``write_scores`` wrote."""
-    with path.with_suffix(".parquet").open("rb") as file:
+    with path.with_suffix(".parquet").open("rb") as file:  # polars takes no name that is not UTF-8
         return Scores(pl.read_parquet(file), read_json(path.with_suffix(".json")))
 
 

@@ -64,7 +64,8 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
         values[section] |= changes | batches[section]
         values[section]["warmup_steps"] = min(values[section]["warmup_steps"], values[section]["steps"])
     context = max(params.calm.context_tokens, params.transformer.context_tokens)
-    values["evaluation"] = {
+    values["evaluation"] |= {
+        "seeds": [],
         "samples": 2,
         "batch_sequences": 1,
         # One block, and the four tokens after it that are asked for.

@@ -26,12 +26,20 @@ STAGES: dict[str, tuple[str, ...]] = {
     "encode_corpus": ("encode_corpus",),
     "train_calm": ("train_calm",),
     "train_transformer": ("train_transformer",),
-    "evaluate_brierlm": ("evaluate_calm", "evaluate_transformer", "cross_entropy"),
+    "evaluate_calm": ("evaluate_calm",),
+    "evaluate_transformer": ("evaluate_transformer", "cross_entropy"),
+    "evaluate_brierlm": (),
     "correlate_brierlm": ("evaluate_transformer", "cross_entropy"),
 }
 """The stages in their order, and the functions of calm_core that do their work."""
 
-CHOICES = ("calm_core.runtime.process_group", "stages.evaluate_brierlm", "stages.correlate_brierlm", "stages.report")
+CHOICES = (
+    "calm_core.runtime.process_group",
+    "stages.evaluate_calm",
+    "stages.evaluate_transformer",
+    "stages.correlate_brierlm",
+    "stages.report",
+)
 """Modules that ask for the device of params.yaml."""
 
 

@@ -28,7 +28,10 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "documents": 3,
         "split": "validation",
         "context_tokens": 256,
+        "stride_tokens": 256,
         "blocks": 7,
+        "seeds": [0, 1],
+        "brierlm_of_seeds": [1.4, 1.6],
     }
     checkpoints = [
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}

@@ -20,6 +20,8 @@ STAGES = (
     "encode_corpus",
     "train_calm",
     "train_transformer",
+    "evaluate_calm",
+    "evaluate_transformer",
     "evaluate_brierlm",
     "correlate_brierlm",
     "benchmark_flops",
