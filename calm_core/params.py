@@ -201,6 +201,7 @@ class EvaluationParams(Section):
     batch_sequences: Width
     tokens: Positive
     checkpoint_tokens: Positive
+    likelihood_tokens: Positive
     bootstrap_resamples: Annotated[int, Field(ge=100, le=10**6)]
 
 

@@ -71,6 +71,7 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
         # One block, and the four tokens after it that are asked for.
         "tokens": context + 4,
         "checkpoint_tokens": params.transformer.context_tokens + 4,
+        "likelihood_tokens": context + 4,
         "bootstrap_resamples": 100,
     }
     values["report"] |= {"sample_texts": 1, "prompt_tokens": 8, "sample_tokens": 8}

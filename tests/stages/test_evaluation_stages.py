@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from tokenizers import Tokenizer, decoders, models
 
 from calm_core.params import Params, parse_params
 from calm_core.storage.checksum import sha256
@@ -20,6 +21,7 @@ from tests import ROOT
 from tests.calm_core.known_models import (
     Expected,
     Place,
+    Text,
     bigram_transformer,
     chain_text,
     coin_calm,
@@ -36,7 +38,18 @@ SIZE, CONTEXT_OF_CALM, CONTEXT_OF_TRANSFORMER, PATCH_SIZE = 4, 16, 12, 2
 NEXT_PATCHES = [[[1, 2], [1, 0]], [[0, 1], [0, 2]], [[3, 2], [3, 0]], [[2, 3], [1, 3]]]
 LENGTHS = [5, 1, 23, 2, 40, 7, 12, 3, 61, 1, 1, 18, 9, 30, 4, 27] * 2
 TEXT = chain_text(walk(SIZE, 1), LENGTHS, 0.93, seed=9)
-LIMIT, CHECKPOINT_LIMIT = 401, 250
+TEXT_TO_CHOOSE_ON = chain_text(walk(SIZE, 1), LENGTHS, 0.1, seed=10)
+"""Of the validation split: most of it is noise, so that a decoder that is less sure is better."""
+LIMIT, CHECKPOINT_LIMIT, LIKELIHOOD_LIMIT = 401, 250, 300
+LENGTHS_OF_TOKENS = [0, 2, 1, 1]
+"""In bytes; the first is the end of texts."""
+
+
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(models.WordLevel({"<eos>": 0, "é": 1, "b": 2, "c": 3}, unk_token="b"))
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens(["<eos>"])
+    return made
 
 
 @pytest.fixture()
@@ -46,8 +59,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     Path("results").mkdir()
     tokens = Path("data/tokens")
     tokens.mkdir(parents=True)
-    TEXT.write(tokens, "validation", SIZE, documents_a_shard=5)
-    (tokens / "tokenizer.json").write_text("{}")
+    TEXT.write(tokens, "test", SIZE, documents_a_shard=5)
+    TEXT_TO_CHOOSE_ON.write(tokens, "validation", SIZE, documents_a_shard=5)
+    tokenizer().save(str(tokens / "tokenizer.json"))
     write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
     values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["runtime"]["threads"] = 1
@@ -56,11 +70,12 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     values["transformer"]["context_tokens"] = CONTEXT_OF_TRANSFORMER
     values["evaluation"] = {
         "seeds": [],
-        "split": "validation",
+        "split": "test",
         "samples": 4,
         "batch_sequences": 3,
         "tokens": LIMIT,
         "checkpoint_tokens": CHECKPOINT_LIMIT,
+        "likelihood_tokens": LIKELIHOOD_LIMIT,
         "bootstrap_resamples": 500,
     }
     return parse_params(values)
@@ -68,7 +83,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 def save(model: Any, folder: Path) -> None:
     save_model(model, None, folder, 8)
-    (folder / "tokenizer.json").write_text("{}")
+    tokenizer().save(str(folder / "tokenizer.json"))
 
 
 def of_walk(choices: int, limit: int) -> Expected:
@@ -118,15 +133,18 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert low < difference["difference"] < high
     score = ["brierlm", "brierlm_ci95", "brier", "positions", "documents"]
     by_place = ["by_position", "by_context"]
+    likelihood = ["nats_per_token", "nats_per_token_ci95", "bits_per_byte", "likelihood_tokens", "likelihood_bytes"]
     where = ["split", "context_tokens", "stride_tokens", "blocks"]
-    assert list(found["calm"]) == [*score, *where, *by_place, "seeds", "brierlm_of_seeds"]
-    assert list(found["transformer"]) == [*score, *where, *by_place, "cross_entropy_nats", "seeds", "brierlm_of_seeds"]
+    bounds = ["decoder_temperature", "likelihood_bound"]
+    seeds = ["seeds", "brierlm_of_seeds"]
+    assert list(found["calm"]) == [*score, *where, *by_place, *likelihood, *bounds, *seeds]
+    assert list(found["transformer"]) == [*score, *where, *by_place, "cross_entropy_nats", *likelihood, *seeds]
     assert found["calm"]["seeds"] == [params.seed]
 
     wanted, transformer = of_walk(2, LIMIT), found["transformer"]
     assert (transformer["positions"], transformer["documents"]) == (sum(wanted.positions), len(wanted.document))
     assert transformer["positions"] == (LIMIT - 4) // 12 * 6
-    assert (transformer["split"], transformer["context_tokens"], transformer["blocks"]) == ("validation", 12, 33)
+    assert (transformer["split"], transformer["context_tokens"], transformer["blocks"]) == ("test", 12, 33)
     brier = wanted.mean.sum(axis=0) / sum(wanted.positions)
     assert transformer["brier"] == pytest.approx(brier, abs=1e-5)
     assert transformer["brierlm"] == pytest.approx(brierlm(brier), abs=1e-3)
@@ -146,6 +164,82 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert 6 * sums == pytest.approx(np.round(6 * sums), abs=1e-3)
     assert np.abs(3 * sums - np.round(3 * sums)).max() > 0.4
     assert calm["brierlm"] == pytest.approx(100 * math.prod(max(0.0, one) for one in calm["brier"]) ** 0.25)
+
+
+def scored_bytes(context: int) -> tuple[int, int]:
+    """Tokens of the blocks for likelihoods without their first patches, and their bytes."""
+    scored = [
+        place.following[0]
+        for place in places(TEXT, context, 1, LIKELIHOOD_LIMIT)
+        if PATCH_SIZE <= len(place.history) < context
+    ]
+    return len(scored), sum(LENGTHS_OF_TOKENS[token] for token in scored)
+
+
+def test_likelihoods_in_bits_a_byte(params: Params) -> None:
+    table = walk(SIZE, 2)
+    save(bigram_transformer(table), Path("models/transformer"))
+    evaluate_transformer.main(params)
+    found = json.loads(Path("results/scores/transformer.json").read_text())
+    tokens, count = scored_bytes(CONTEXT_OF_TRANSFORMER)
+    assert (found["likelihood_tokens"], found["likelihood_bytes"]) == (tokens, count)
+    nats = [
+        -math.log(table[place.history[-1], place.following[0]])
+        for place in places(TEXT, CONTEXT_OF_TRANSFORMER, 1, LIKELIHOOD_LIMIT)
+        if PATCH_SIZE <= len(place.history) < CONTEXT_OF_TRANSFORMER
+    ]
+    assert found["nats_per_token"] == pytest.approx(np.mean(nats), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / count, rel=1e-4)
+
+
+def of_bound(text: Text, limit: int, temperature: float, samples: int) -> tuple[float, float]:
+    """Mean over tokens of the bound that ``samples`` tosses of the coin give, and the standard error of 64 of them."""
+    right = math.exp(math.sqrt(PATCH_SIZE * SIZE + 1) / temperature)
+    weights = scipy.stats.binom(samples, 0.5).pmf(np.arange(samples + 1))
+    means, variances = [], []
+    for place in places(text, CONTEXT_OF_CALM, PATCH_SIZE, limit):
+        if len(place.history) == CONTEXT_OF_CALM:
+            continue
+        heads, tails = (
+            math.prod(right if one == other else 1 for one, other in zip(patch, place.following, strict=False))
+            / (right + SIZE - 1) ** PATCH_SIZE
+            for patch in NEXT_PATCHES[place.history[-1]]
+        )
+        values = [-math.log((n * heads + (samples - n) * tails) / samples) for n in range(samples + 1)]
+        means.append(np.dot(weights, values))
+        variances.append((np.dot(weights, np.square(values)) - means[-1] ** 2) * samples / 64)
+    tokens = PATCH_SIZE * len(means)
+    return float(sum(means) / tokens), float(math.sqrt(max(0, sum(variances))) / tokens)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_bounds_of_the_likelihood_of_a_calm(params: Params, split: str) -> None:
+    model, autoencoder = coin_calm(NEXT_PATCHES)
+    save(model, Path("models/calm"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    settings = params.evaluation.model_copy(update={"split": split})
+    evaluate_calm.main(params.model_copy(update={"evaluation": settings}))
+    found = json.loads(Path("results/scores/calm.json").read_text())
+    text = TEXT if split == "test" else TEXT_TO_CHOOSE_ON
+    rows = {(row["decoder_temperature"], row["samples"]): row for row in found["likelihood_bound"]}
+    assert list(rows) == [(temperature, samples) for temperature in (1, 2, 4, 8) for samples in (1, 4, 16, 64)]
+    for (temperature, samples), row in rows.items():
+        wanted, error = of_bound(text, LIKELIHOOD_LIMIT, temperature, samples)
+        assert row["nats_per_token"] == pytest.approx(wanted, abs=4 * error + 1e-3)
+        low, high = row["nats_per_token_ci95"]
+        assert low < row["nats_per_token"] < high
+        ratio = found["likelihood_tokens"] / math.log(2) / found["likelihood_bytes"]
+        assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * ratio)
+    if split == "test":
+        assert (found["likelihood_tokens"], found["likelihood_bytes"]) == scored_bytes(CONTEXT_OF_CALM)
+    # The temperature is that of the validation split, where most tokens are noise, and not the best here.
+    here, there = (
+        min((1, 2, 4, 8), key=lambda temperature: of_bound(one, limit, temperature, 64)[0])
+        for one, limit in ((TEXT, LIKELIHOOD_LIMIT), (TEXT_TO_CHOOSE_ON, LIKELIHOOD_LIMIT // 4))
+    )
+    assert here < there == found["decoder_temperature"]
+    chosen = rows[found["decoder_temperature"], 64]
+    assert (found["nats_per_token"], found["bits_per_byte"]) == (chosen["nats_per_token"], chosen["bits_per_byte"])
 
 
 @pytest.mark.parametrize("steps", [{10: 4, 200: 2, 1000: 1}, {10: 1, 200: 4, 1000: 2}])
