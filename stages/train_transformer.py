@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from calm_core.params import Params
+from calm_core.params import Params, with_transformer_steps
 from calm_core.storage.atomic import whole_directory
+from calm_core.storage.json_io import read_json
 from calm_core.storage.model_folder import save_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
@@ -16,11 +17,12 @@ from calm_core.transformer.training import checkpoint_steps, train_transformer
 from stages.runner.run import Measured, run_stage
 from stages.runner.training_session import training_session
 
-TOKENS = Path("data/tokens")
+TOKENS, STEPS = Path("data/tokens"), Path("data/transformer_steps.json")
 
 
 def main(params: Params) -> Measured:
     """Train and write."""
+    params = with_transformer_steps(params, read_json(STEPS)["steps"])
     context = params.transformer.context_tokens
     curves = Path("results/training/transformer")
     with training_session("train_transformer", params, curves, partial(require_intact, TOKENS)) as session:

@@ -40,6 +40,7 @@ OF_ONE_PAGE = (
     "digest_corpus",
     "evaluate_brierlm",
     "correlate_brierlm",
+    "match_compute",
     "benchmark_flops",
     "model_cards",
 )
