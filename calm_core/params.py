@@ -117,7 +117,8 @@ class TrainingParams(Section):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
-        if self.warmup_steps > self.steps:
+        # Steps that are still to be matched are compared once they are a number (``with_transformer_steps``).
+        if isinstance(self.steps, int) and self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
         return self
 
@@ -156,9 +157,14 @@ class LanguageModelParams(TrainingParams):
     batch_sequences: Width
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens of one step."""
+        return self.batch_sequences * self.context_tokens
+
+    @property
     def training_tokens(self) -> int:
         """Tokens that the training sees, repeated ones counted again."""
-        return self.steps * self.batch_sequences * self.context_tokens
+        return self.steps * self.step_tokens
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -167,10 +173,28 @@ class LanguageModelParams(TrainingParams):
 
 
 class TransformerParams(LanguageModelParams):
-    """The baseline."""
+    """The baseline.
 
+    ``steps`` is a number, or "match": as many as take the training FLOPs of CALM with its autoencoder. How many these
+    are depends on the other sections, see costs/matching.py; ``with_transformer_steps`` puts the number there.
+    """
+
+    # Wider than in the class above, whose users get a section with a number.
+    steps: Literal["match"] | Positive  # type: ignore[assignment]
     # A correlation over two checkpoints would be 1 or -1 whatever was measured.
     checkpoints: Annotated[int, Field(ge=3, le=10_000)]
+
+    @property
+    def known_steps(self) -> int:
+        """``steps``; raises ValueError if they are still to be matched."""
+        if not isinstance(self.steps, int):
+            raise ValueError("transformer.steps is still to be matched; see with_matched_steps in costs/matching.py")
+        return self.steps
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that the training sees; raises ValueError as ``known_steps``."""
+        return self.known_steps * self.step_tokens
 
 
 class CalmParams(LanguageModelParams):
@@ -282,6 +306,19 @@ def parse_params(values: Any, name: str = "params") -> Params:
         if len(problems) > MOST_PROBLEMS:
             told.append(f"and {len(problems) - MOST_PROBLEMS} more")
         raise CalmError(f"{name}: " + "; ".join(told)) from None
+
+
+def with_transformer_steps(params: Params, steps: int) -> Params:
+    """``params`` with the number ``steps`` where transformer.steps is to be matched; as they are where it is a number.
+
+    Raises:
+        CalmError: with so many steps the section is wrong: its warm-up is longer, for instance.
+    """
+    if params.transformer.steps != "match":
+        return params
+    values = params.model_dump()
+    values["transformer"]["steps"] = steps
+    return parse_params(values, "params with the number that transformer.steps: match stands for")
 
 
 def _explain(problem: Any) -> str:

@@ -31,6 +31,8 @@ from calm_core.costs.flops import (
     calm_flops,
     transformer_flops,
 )
+from calm_core.costs.matching import with_matched_steps
+from calm_core.costs.run_shapes import scored_targets
 from calm_core.errors import CalmError
 from calm_core.latents.shards import latent_bytes
 from calm_core.nn.draws import GeneratorDraws
@@ -135,8 +137,10 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
     ``utilisation`` of them. Precision auto is taken as bfloat16, the vocabulary to be as large as ``params`` says.
 
     Raises:
-        CalmError: ``devices`` is below 1, ``device_flops`` no positive number, ``utilisation`` outside (0, 1].
+        CalmError: ``devices`` is below 1, ``device_flops`` no positive number, ``utilisation`` outside (0, 1]; or as
+            ``with_matched_steps``.
     """
+    params = with_matched_steps(params)
     if devices < 1:
         raise CalmError(f"devices is {devices}; it must be 1 or more")
     if not 0 < device_flops < math.inf:
@@ -285,8 +289,7 @@ def _calm_training(params: Params) -> _Training:
         posterior = Posterior(*torch.zeros(2, positions, config.latent_size))
         return model.head.loss(hidden_states, posterior, draws, objective).total
 
-    scored_targets = objective.scored_targets if objective.spaces and section.head == "energy" else 0
-    flops = calm_flops(config, coder, context, section.samples, scored_targets)
+    flops = calm_flops(config, coder, context, section.samples, scored_targets(section))
     return _Training(section, flops, model, loss, section.batch_sequences, frozen=tuple(autoencoder.parameters()))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from calm_core.costs.matching import with_matched_steps
 from calm_core.params import Params, parse_params
 
 FEWEST_STEPS = 2
@@ -43,6 +44,7 @@ def batches_of(params: Params) -> dict[str, dict[str, int]]:
 
 def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk:
     """``params`` for ``steps`` steps on ``documents`` documents; ``tokenizer`` is the path of one."""
+    params = with_matched_steps(params)
     values: dict[str, Any] = params.model_dump()
     transformer_steps = max(steps, CORRELATED_CHECKPOINTS)
     batches = batches_of(params)
