@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from calm_core.evaluation.brier import by_document
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
 from calm_core.evaluation.correlation import correlation
 from calm_core.evaluation.intervals import estimate_brierlm
@@ -36,7 +37,7 @@ def main(params: Params) -> None:
     rows: list[dict[str, Any]] = []
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
         model = load_model(Transformer, folder).to(device)
-        documents = evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES)
+        documents = by_document(evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES))
         score = estimate_brierlm([documents], settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
         rows.append(
             {

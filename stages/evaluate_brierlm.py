@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_core.evaluation.intervals import estimate_brierlm, estimate_difference
-from calm_core.evaluation.scores import mean_of_seeds, read_scores
+from calm_core.evaluation.scores import estimate_by_place, mean_of_seeds, read_scores
 from calm_core.params import Params
 from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import write_json
@@ -24,10 +24,12 @@ def main(params: Params) -> None:
     for model, of_seeds in scores.items():
         draws = generator(params.seed, STAGE, "bootstrap")
         estimate = estimate_brierlm([one.documents for one in of_seeds], resamples, draws)
+        by_place = estimate_by_place([one.places for one in of_seeds], resamples, draws)
         means = mean_of_seeds([one.summary for one in of_seeds])
         results[model] = {
             **estimate._asdict(),
             **{key: value for key, value in means.items() if key not in estimate._fields},
+            **by_place,
             "seeds": list(seeds),
             "brierlm_of_seeds": [one.summary["brierlm"] for one in of_seeds],
         }

@@ -1,10 +1,11 @@
 """Stage evaluate_calm: held-out tokens and a CALM -> results/scores/calm, its BrierLM."""
 
+from functools import partial
 from pathlib import Path
 
 from calm_core.calm.folder import load_calm
 from calm_core.evaluation.brierlm import evaluate_calm
-from calm_core.evaluation.scores import Scores, summary, write_scores
+from calm_core.evaluation.scores import score_places, write_scores
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
@@ -29,10 +30,11 @@ def main(params: Params, places: Places = RUN) -> None:
     autoencoder.to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.calm.context_tokens
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
-    documents = evaluate_calm(model, autoencoder, blocks, settings.samples)
+    score = partial(evaluate_calm, model, autoencoder, samples=settings.samples)
     draws = generator(params.seed, STAGE, "bootstrap")
-    found = summary(documents, settings.split, blocks, settings.bootstrap_resamples, draws)
-    write_scores(places.scores("calm"), Scores(documents, found))
+    patch_size = model.config.patch_size
+    found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
+    write_scores(places.scores("calm"), found)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Stage evaluate_transformer: held-out tokens and a Transformer -> results/scores/transformer, its BrierLM."""
 
+from functools import partial
 from pathlib import Path
 
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
-from calm_core.evaluation.scores import Scores, summary, write_scores
+from calm_core.evaluation.scores import score_places, write_scores
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
@@ -28,11 +29,11 @@ def main(params: Params, places: Places = RUN) -> None:
     model = load_model(Transformer, folder).to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.transformer.context_tokens
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
-    documents = evaluate_transformer(model, blocks, params.autoencoder.patch_size, settings.samples)
-    draws = generator(params.seed, STAGE, "bootstrap")
-    found = summary(documents, settings.split, blocks, settings.bootstrap_resamples, draws)
-    found["cross_entropy_nats"] = cross_entropy(model, blocks)
-    write_scores(places.scores("transformer"), Scores(documents, found))
+    patch_size, draws = params.autoencoder.patch_size, generator(params.seed, STAGE, "bootstrap")
+    score = partial(evaluate_transformer, model, patch_size=patch_size, samples=settings.samples)
+    found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
+    found.summary["cross_entropy_nats"] = cross_entropy(model, blocks)
+    write_scores(places.scores("transformer"), found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Brier-n takes the next n tokens as one symbol; BrierLM is 100 times the geometri
 Notable:
 - S samples a position give a U-statistic over all S (S - 1) / 2 pairs; two are the paper's estimator;
 - a model with exact probabilities needs sampling only for the prefixes of the collision term;
-- scores are summed by document: intervals (intervals.py) resample documents, as positions of one are not independent.
+- scores are summed by document: intervals (intervals.py) resample documents, as positions of one are not independent;
+- and by eighth of the block, since a position knows what stands before it in its block, and no more.
 """
 
 import polars as pl
@@ -17,6 +18,9 @@ from torch import Tensor
 from calm_core.tokens.blocks import MAX_TOKENS
 
 SCORES = [f"brier_{n}" for n in range(1, MAX_TOKENS + 1)]
+
+PARTS = 8
+"""Equal parts of a block by which scores are told apart, eighths."""
 
 
 def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
@@ -60,15 +64,33 @@ def brierlm(brier: Tensor) -> Tensor:
     return 100 * brier.clamp(min=0).prod(dim=-1) ** (1 / MAX_TOKENS)
 
 
-def per_document(document: Tensor, scores: Tensor) -> pl.DataFrame:
-    """Sums of ``scores`` [positions, 4] over the positions of each document, with their number.
+def per_document(document: Tensor, eighth: Tensor, scores: Tensor) -> pl.DataFrame:
+    """Sums of ``scores`` [positions, 4] over the positions of a document in an eighth of a block, with their number.
 
-    ``document`` [positions] numbers the document that each position's target starts in. Both are on the CPU.
+    ``document`` [positions] numbers the document that each position's target starts in, ``eighth`` [positions] the part
+    of its block that the position lies in, see ``eighth_of``. All are on the CPU.
     """
     # In float64: sums of a hundred thousand float32 scores would lose the digits that intervals are read off.
-    frame = pl.DataFrame({"document": document.numpy()} | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
+    places = {"document": document.numpy(), "eighth": eighth.numpy()}
+    frame = pl.DataFrame(places | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
     positions = pl.len().cast(pl.Int64).alias("positions")
-    return frame.group_by("document").agg(positions, pl.col(SCORES).sum()).sort("document")
+    keys = list(places)
+    return frame.group_by(keys).agg(positions, pl.col(SCORES).sum()).sort(keys)
+
+
+def by_document(frame: pl.DataFrame) -> pl.DataFrame:
+    """``frame``, as ``per_document`` gives it, summed over the eighths: a row a document."""
+    return frame.group_by("document").agg(pl.col("positions", *SCORES).sum()).sort("document")
+
+
+def eighth_of(tokens_before: Tensor, context: int) -> Tensor:
+    """Which eighth of a block, 0 to 7, positions are in that have ``tokens_before`` (1 to ``context``) before them."""
+    return (PARTS * tokens_before - 1) // context
+
+
+def tokens_before(eighth: int, context: int) -> list[int]:
+    """The fewest and the most tokens of the block that stand before a position in ``eighth``."""
+    return [eighth * context // PARTS + 1, (eighth + 1) * context // PARTS]
 
 
 def _same_prefix(first: Tensor, second: Tensor) -> Tensor:

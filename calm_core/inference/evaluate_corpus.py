@@ -13,7 +13,7 @@ import polars as pl
 from calm_core.calm.model import Calm
 from calm_core.corpus.documents import documents
 from calm_core.errors import CalmError
-from calm_core.evaluation.brier import SCORES
+from calm_core.evaluation.brier import SCORES, by_document
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.evaluation.intervals import estimate_brierlm
 from calm_core.inference.language_model import LanguageModel
@@ -146,6 +146,7 @@ def _score(
             raise CalmError(f"a block of {context} tokens has no place to ask after every {settings.every} tokens")
         table = evaluate_transformer(model, blocks, settings.every, settings.samples)
         results["cross_entropy_nats"] = cross_entropy(model, blocks)
+    table = by_document(table)
     score = estimate_brierlm([table], BOOTSTRAP_RESAMPLES, generator(settings.seed, "evaluate", "bootstrap"))
     return table, {
         **score._asdict(),
