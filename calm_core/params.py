@@ -29,6 +29,7 @@ from calm_core.storage.yaml_io import read_yaml
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Temperature = Annotated[float, Field(gt=0, le=1)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
@@ -217,7 +218,7 @@ class CalmParams(LanguageModelParams):
 
 
 class EvaluationParams(Section):
-    """BrierLM (paper, section 4)."""
+    """BrierLM, quality and diversity (paper, sections 4 and 5)."""
 
     seeds: Annotated[list[Seed], Field(max_length=1000)]
     split: Literal["validation", "test"]
@@ -226,6 +227,15 @@ class EvaluationParams(Section):
     tokens: Positive
     checkpoint_tokens: Positive
     bootstrap_resamples: Annotated[int, Field(ge=100, le=10**6)]
+    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=100)]
+    diversity_prompts: Annotated[int, Field(ge=16, le=10**6)]
+
+    @model_validator(mode="after")
+    def _temperatures_differ(self) -> Self:
+        # Results are told apart by their temperature.
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError(f"temperatures are {self.temperatures}; each belongs there once")
+        return self
 
 
 class ReportParams(Section):
@@ -234,7 +244,7 @@ class ReportParams(Section):
     sample_texts: Annotated[int, Field(ge=1, le=1000)]
     prompt_tokens: Width
     sample_tokens: Width
-    temperature: Annotated[float, Field(gt=0, le=1)]
+    temperature: Temperature
 
 
 class Params(Section):
