@@ -128,6 +128,8 @@ class Plan(Figures):
     calm: ModelPlan
     transformer: ModelPlan
     corpus: CorpusPlan
+    seeds: int
+    """How often all are trained; the figures are those of once."""
 
 
 def plan(params: Params, devices: int, device_flops: float, utilisation: float) -> Plan:
@@ -181,6 +183,7 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
             calm=model_plan(_calm_training(params)),
             transformer=model_plan(_transformer_training(params)),
             corpus=_corpus_plan(params),
+            seeds=1 + len(params.evaluation.seeds),
         )
 
 
@@ -216,6 +219,7 @@ def render_plan(plan: Plan) -> RenderableType:
         f"{plan.autoencoder_patches} patches); sharding spreads weights, gradients and optimiser state alone. "
         "Encoding and evaluation are not counted. A micro-batch is what a device takes at once, by "
         "runtime.gradient_accumulation.",
+        *([f"All are trained {plan.seeds} times, once a seed (evaluation.seeds)."] if plan.seeds > 1 else []),
     )
     return Group(table, *(Text(note) for note in notes))
 
