@@ -17,7 +17,7 @@ TOKENS, MODEL = Path("data/tokens"), Path("models/autoencoder")
 
 
 def main(params: Params) -> Measured:
-    """Train, measure on the held-out split, write."""
+    """Train, measure on the test split, write."""
     curves = Path("results/training/autoencoder")
     with training_session("train_autoencoder", params, curves, partial(require_intact, TOKENS)) as session:
         model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), session.run)
@@ -25,7 +25,7 @@ def main(params: Params) -> Measured:
         return {}
     # After the training session: the other processes need not wait for it.
     model.to(session.run.processes.device)
-    quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
+    quality = reconstruction(model, TokenStream(TOKENS, "test"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), MODEL)
     write_json(Path("results/autoencoder.json"), {**quality._asdict(), "parameters": count_parameters(model)})
     return session.finish(params.autoencoder.training_tokens)
