@@ -77,7 +77,17 @@ class CorpusParams(Section):
     text_field: str
     text_unit: Literal["document", "paragraph", "line"]
     documents: Positive | None
+    split_by: Annotated[str, Field(min_length=1)]
     validation_percent: Annotated[float, Field(gt=0, lt=100)]
+    test_percent: Annotated[float, Field(gt=0, lt=100)]
+    deduplicate: bool
+
+    @property
+    def split_unit(self) -> str:
+        """``split_by``, and what ``auto`` stands for: document, file, or the name of a field."""
+        if self.split_by != "auto":
+            return self.split_by
+        return "service" if self.source == "botocore" else "document"
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
@@ -85,6 +95,27 @@ class CorpusParams(Section):
             raise ValueError("paths is empty; source: files needs at least one path or glob")
         if self.source == "huggingface" and not self.dataset:
             raise ValueError("dataset is empty; source: huggingface needs the name or the folder of a dataset")
+        return self
+
+    @model_validator(mode="after")
+    def _training_has_a_share(self) -> Self:
+        if self.validation_percent + self.test_percent >= 100:
+            raise ValueError(
+                f"validation_percent {self.validation_percent:g} and test_percent {self.test_percent:g} leave nothing "
+                "to train on; their sum has to be below 100"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _source_has_the_unit(self) -> Self:
+        allowed = {"botocore": "auto, document, service", "huggingface": "auto, document, or the name of a field"}
+        if (self.source == "botocore" and self.split_unit not in ("document", "service")) or (
+            self.source == "huggingface" and self.split_unit == "file"
+        ):
+            raise ValueError(
+                f"split_by is {_shown(self.split_by, repr)} but source is {self.source}, which can be split by: "
+                f"{allowed[self.source]}"
+            )
         return self
 
 

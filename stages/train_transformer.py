@@ -25,10 +25,8 @@ def main(params: Params, places: Places = RUN) -> Measured:
     """Train and write."""
     params = with_transformer_steps(params, read_json(STEPS)["steps"])
     context = params.transformer.context_tokens
-    curves = places.results / "training/transformer"
-    with training_session(
-        places.stage("train_transformer"), params, curves, partial(require_intact, TOKENS)
-    ) as session:
+    stage, curves = places.stage("train_transformer"), places.results / "training/transformer"
+    with training_session(stage, params, curves, partial(require_intact, TOKENS)) as session:
         checkpoints = session.run.checkpoints  # of the first process, which alone keeps models
 
         def keep(step: int, model: Transformer) -> None:

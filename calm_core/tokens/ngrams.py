@@ -55,11 +55,15 @@ def occurring(wanted: np.ndarray, tokens: TokenStream, length: int, name: str) -
     possible = np.zeros(1 << int(64 - bits), bool)
     possible[wanted >> bits] = True
     with progress(name, len(tokens), "tokens") as advance:
-        for hashes in split_hashes(tokens, length):
-            candidates = hashes[possible[hashes >> bits]]
-            places = np.minimum(np.searchsorted(wanted, candidates), len(wanted) - 1)
-            found[places[wanted[places] == candidates]] = True
-            advance(len(hashes))
+        for token_ids, document_ends in tokens.shards():
+            without = len(token_ids)
+            for hashes in _pieces(token_ids, document_ends, length):
+                candidates = hashes[possible[hashes >> bits]]
+                places = np.minimum(np.searchsorted(wanted, candidates), len(wanted) - 1)
+                found[places[wanted[places] == candidates]] = True
+                without -= len(hashes)
+                advance(len(hashes))
+            advance(without)  # tokens with which no n-gram begins
     return found
 
 

@@ -49,11 +49,20 @@ def report_arguments(params: Params) -> dict[str, Any]:
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
         for n in (1, 2, 3)
     ]
+    seen = {
+        "ngram_tokens": 8,
+        "ngram_share_before": 0.187,
+        "ngram_share_after": 0.081,
+        "document_share_before": 0.113,
+        "document_share_after": 0.0,
+        "documents_dropped": 724,
+    }
+    held_out = {"tokens": 678, "documents": 5708, "seen_in_training": seen}
     return dict(  # noqa: C408 - the names are those of arguments
         params=params,
         params_text="seed: 0 # <b>not bold</b>",
         corpus={"source": "<script>alert(1)</script>", "licence": "MIT", "splits": {
-            "train": {"tokens": 12345}, "validation": {"tokens": 678}}},
+            "train": {"tokens": 12345}, "validation": held_out, "test": held_out}},
         autoencoder={"token_accuracy": 0.9995, "token_accuracy_noisy": 0.9991, "posterior_std": 0.14},
         brierlm={
             "calm": score,
@@ -85,6 +94,9 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "44 %",
         "34 %",
         "12,345",
+        "<td>5,708</td><td>724</td><td>18.7 %</td><td>8.1 %</td><td>11.3 %</td><td>0.0 %</td>",
+        "Split by service",
+        "such documents were dropped",
         "-1.00, 95 % interval",
         "[-1.40, +0.60]",
         "p 0.034",
