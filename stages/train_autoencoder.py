@@ -18,17 +18,15 @@ TOKENS = Path("data/tokens")
 
 
 def main(params: Params, places: Places = RUN) -> Measured:
-    """Train, measure on the held-out split, write."""
-    curves = places.results / "training/autoencoder"
-    with training_session(
-        places.stage("train_autoencoder"), params, curves, partial(require_intact, TOKENS)
-    ) as session:
+    """Train, measure on the test split, write."""
+    stage, curves = places.stage("train_autoencoder"), places.results / "training/autoencoder"
+    with training_session(stage, params, curves, partial(require_intact, TOKENS)) as session:
         model = train_autoencoder(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), session.run)
     if not session.run.is_first:
         return {}
     # After the training session: the other processes need not wait for it.
     model.to(session.run.processes.device)
-    quality = reconstruction(model, TokenStream(TOKENS, "validation"), params.seed)
+    quality = reconstruction(model, TokenStream(TOKENS, "test"), params.seed)
     save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), places.models / "autoencoder")
     write_json(places.results / "autoencoder.json", {**quality._asdict(), "parameters": count_parameters(model)})
     return session.finish(params.autoencoder.training_tokens)

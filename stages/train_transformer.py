@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from calm_core.params import Params
+from calm_core.params import Params, with_transformer_steps
 from calm_core.storage.atomic import whole_directory
+from calm_core.storage.json_io import read_json
 from calm_core.storage.model_folder import save_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
@@ -17,16 +18,15 @@ from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
 
-TOKENS = Path("data/tokens")
+TOKENS, STEPS = Path("data/tokens"), Path("data/transformer_steps.json")
 
 
 def main(params: Params, places: Places = RUN) -> Measured:
     """Train and write."""
+    params = with_transformer_steps(params, read_json(STEPS)["steps"])
     context = params.transformer.context_tokens
-    curves = places.results / "training/transformer"
-    with training_session(
-        places.stage("train_transformer"), params, curves, partial(require_intact, TOKENS)
-    ) as session:
+    stage, curves = places.stage("train_transformer"), places.results / "training/transformer"
+    with training_session(stage, params, curves, partial(require_intact, TOKENS)) as session:
         checkpoints = session.run.checkpoints  # of the first process, which alone keeps models
 
         def keep(step: int, model: Transformer) -> None:

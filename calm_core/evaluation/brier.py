@@ -11,6 +11,8 @@ Notable:
 - and by eighth of the block, since a position knows what stands before it in its block, and no more.
 """
 
+from typing import NamedTuple
+
 import polars as pl
 import torch
 from torch import Tensor
@@ -23,12 +25,17 @@ PARTS = 8
 """Equal parts of a block by which scores are told apart, eighths."""
 
 
-def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
-    """Unbiased Brier-1 to Brier-n of each position, [..., n] float32.
+class BrierTerms(NamedTuple):
+    """What Brier-1 to Brier-n are made of, each [..., n] float32: Brier = 2 accuracy - collision."""
 
-    ``samples`` [S, ..., n] are S >= 2 independent continuations of n token ids, ``targets`` [..., n] the
-    true ones: (2 / S) sum_i 1[x_i = y] - 2 / (S (S - 1)) sum_{i<j} 1[x_i = x_j], equality of the first 1 to n tokens.
-    """
+    accuracy: Tensor
+    """How often a sample's first 1 to n tokens are the true ones."""
+    collision: Tensor
+    """How often those of two samples agree."""
+
+
+def terms_from_samples(samples: Tensor, targets: Tensor) -> BrierTerms:
+    """Unbiased accuracy and collision terms of each position, from S >= 2 samples; as ``brier_from_samples``."""
     count = samples.shape[0]
     if count < 2:
         raise ValueError(f"Brier needs 2 samples a position or more, got {count}")
@@ -38,7 +45,17 @@ def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
     collisions = torch.zeros_like(hits)
     for index in range(1, count):
         collisions += _same_prefix(samples[:index], samples[index]).float().sum(dim=0)
-    return 2 * hits - collisions / (count * (count - 1) / 2)
+    return BrierTerms(hits, collisions / (count * (count - 1) / 2))
+
+
+def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
+    """Unbiased Brier-1 to Brier-n of each position, [..., n] float32.
+
+    ``samples`` [S, ..., n] are S >= 2 independent continuations of n token ids, ``targets`` [..., n] the
+    true ones: (2 / S) sum_i 1[x_i = y] - 2 / (S (S - 1)) sum_{i<j} 1[x_i = x_j], equality of the first 1 to n tokens.
+    """
+    accuracy, collision = terms_from_samples(samples, targets)
+    return 2 * accuracy - collision
 
 
 def brier_from_probabilities(target_log_probabilities: Tensor, prefix: Tensor, collision: Tensor) -> Tensor:

@@ -80,7 +80,11 @@ def parse_corpus(spec: str, text_field: str = "text") -> CorpusParams:
         text_field=text_field,
         text_unit="document",
         documents=None,
-        validation_percent=50.0,  # not used: all documents are evaluated
+        # Not used: all documents are evaluated.
+        split_by="document",
+        validation_percent=25.0,
+        test_percent=25.0,
+        deduplicate=False,
     )
 
 
@@ -89,7 +93,7 @@ def evaluate_corpus(
 ) -> dict[str, Any]:
     """Score a model on the corpus ``spec`` and write ``folder``/brierlm.json and documents.parquet; returns the former.
 
-    ``spec`` is that of ``parse_corpus``, or a folder that the stage tokenise wrote, whose held-out split it then is.
+    ``spec`` is that of ``parse_corpus``, or a folder that the stage tokenise wrote, whose test split it then is.
 
     Raises:
         CalmError: the corpus cannot be read, is shorter than one block, or was tokenised for another model; ``folder``
@@ -183,9 +187,9 @@ def _told(language_model: LanguageModel, batches: Iterator[EncodedDocuments]) ->
 
 
 def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:
-    """The held-out split in ``folder``, which has to be of the model's own tokenizer."""
+    """The test split in ``folder``, which has to be of the model's own tokenizer."""
     with tempfile.NamedTemporaryFile(suffix=".json") as own:
         language_model.tokenizer.save(own.name)
         if sha256(Path(own.name)) != sha256(folder / "tokenizer.json"):
             raise CalmError(f"{folder} was made by another tokenizer than the model's; evaluate on its text instead")
-    return TokenStream(folder, "validation")
+    return TokenStream(folder, "test")

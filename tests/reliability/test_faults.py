@@ -43,6 +43,7 @@ OF_ONE_PAGE = (
     "evaluate_transformer",
     "evaluate_brierlm",
     "correlate_brierlm",
+    "match_compute",
     "benchmark_flops",
     "model_cards",
 )

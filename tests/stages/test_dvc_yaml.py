@@ -17,6 +17,9 @@ REPETITIONS = {name: stage["do"] for name, stage in ALL.items() if "foreach" in 
 REFUSING = {"calm_core/errors.py", "calm_core/nn/__init__.py", "calm_core/nn/limits.py", "calm_core/params.py"}
 """Code that every stage imports and none but check_params has to declare: it stops a run or changes nothing of it."""
 
+SHARED = ("data/tokens", "data/transformer_steps.json")
+"""What the trainings of all seeds read."""
+
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
@@ -45,7 +48,7 @@ def of_seed(path: str) -> str:
     """Where the repetition of a stage has what the stage has at ``path``."""
     if path.startswith("results/scores/"):
         return "-seed-${item}.".join(path.split("."))
-    return path if path == "data/tokens" else f"repeats/${{item}}/{path}"
+    return path if path in SHARED else f"repeats/${{item}}/{path}"
 
 
 def covers(declared: str, path: str) -> bool:
@@ -137,7 +140,7 @@ def test_a_repetition_is_its_stage_under_another_seed(name: str) -> None:
         assert any(covers(path, of_seed(written)) for path in outputs(repetition)), written
 
 
-def test_what_is_trained_is_repeated() -> None:
-    trained = {name for name, stage in STAGES.items() if "seed" in stage.get("params", []) and outputs(stage)}
-    compared = {"evaluate_brierlm", "correlate_brierlm"}  # of all seeds, and of the run's own alone
-    assert {f"repeat_{name}" for name in trained - compared} <= REPETITIONS.keys()
+def test_what_is_trained_and_compared_is_repeated() -> None:
+    made = (".safetensors", "results/scores/", "data/latents")
+    trained = {name for name, stage in STAGES.items() if any(part in out for out in outputs(stage) for part in made)}
+    assert {f"repeat_{name}" for name in trained} <= REPETITIONS.keys()

@@ -10,12 +10,16 @@ import pytest
 import scipy.stats
 import torch
 
-from calm_core.evaluation.brier import per_document
+from calm_core.evaluation.brier import by_document, per_document
 from calm_core.evaluation.intervals import estimate_brierlm, estimate_difference
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def frame_of(document: torch.Tensor, scores: torch.Tensor) -> pl.DataFrame:
+    return by_document(per_document(document, torch.zeros_like(document), torch.zeros_like(document), scores))
 
 
 def scored(means: np.ndarray, documents: Sequence[int] | None = None) -> pl.DataFrame:
@@ -34,7 +38,7 @@ def test_documents_are_drawn_and_not_positions() -> None:
     # A document repeats one value at all its positions, so the interval must be that of documents, not of positions.
     values = 0.1 + 0.05 * torch.randn(400, generator=generator())
     document = torch.arange(400).repeat_interleave(50)
-    frame = per_document(document, torch.zeros_like(document), values[document][:, None].expand(-1, 4).clone())
+    frame = frame_of(document, values[document][:, None].expand(-1, 4).clone())
     assert len(frame) == 400
     result = estimate_brierlm([frame], 2000, generator(1))
     assert (result.positions, result.documents) == (20_000, 400)
@@ -46,7 +50,7 @@ def test_documents_are_drawn_and_not_positions() -> None:
 
 
 def test_draws_come_from_the_generator_alone() -> None:
-    frame = per_document(torch.arange(30), torch.zeros(30, dtype=torch.int64), torch.rand(30, 4, generator=generator()))
+    frame = frame_of(torch.arange(30), torch.rand(30, 4, generator=generator()))
     first, again, other = (estimate_brierlm([frame], 10, generator(seed)) for seed in (1, 1, 2))
     assert first == again
     assert first.brierlm_ci95 != other.brierlm_ci95
@@ -57,7 +61,7 @@ def test_the_bootstrap_against_all_its_draws() -> None:
     positions = torch.tensor([5, 40, 2, 13])
     means = torch.tensor([[0.5, 0.3, 0.2, 0.1], [0.3, 0.2, 0.1, 0.05], [0.9, 0.8, 0.7, 0.6], [0.2, 0.1, 0.1, 0.02]])
     document = torch.tensor([3, 7, 8, 20]).repeat_interleave(positions)
-    frame = per_document(document, torch.zeros_like(document), means.repeat_interleave(positions, dim=0))
+    frame = frame_of(document, means.repeat_interleave(positions, dim=0))
     result = estimate_brierlm([frame], 2000, generator(2))
 
     def pooled(drawn: tuple[int, ...]) -> float:

@@ -40,7 +40,7 @@ def _root(monkeypatch: pytest.MonkeyPatch) -> None:
     ("models", "expected"),
     [
         (["autoencoder"], [*DATA, "train_autoencoder"]),
-        (["transformer"], [*DATA, "train_transformer"]),
+        (["transformer"], [*DATA, "match_compute", "train_transformer"]),
         (["calm"], CALM),
         (["autoencoder", "calm"], CALM),
         (["calm", "transformer"], list(DECLARED)),
@@ -63,7 +63,7 @@ def test_stages_are_those_that_lead_to_the_models(models: list[str], expected: l
             assert whole or path.startswith("models/calm/") or any(out.startswith(f"{path}/") for out in made)
 
 
-def test_the_models_of_a_preset_are_those_whose_steps_it_names() -> None:
+def test_the_models_of_a_preset_are_those_whose_width_it_names() -> None:
     assert preset_models("calm-m") == {"autoencoder", "calm"}
     assert preset_models("transformer-s") == {"transformer"}
     assert preset_models("autoencoder") == {"autoencoder"}

@@ -19,6 +19,7 @@ STAGES = (
     "train_autoencoder",
     "encode_corpus",
     "train_calm",
+    "match_compute",
     "train_transformer",
     "evaluate_calm",
     "evaluate_transformer",
