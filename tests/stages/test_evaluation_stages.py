@@ -68,7 +68,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     values["autoencoder"]["patch_size"] = PATCH_SIZE
     values["calm"]["context_tokens"] = CONTEXT_OF_CALM
     values["transformer"]["context_tokens"] = CONTEXT_OF_TRANSFORMER
-    values["evaluation"] = {
+    values["evaluation"] |= {
         "seeds": [],
         "split": "test",
         "samples": 4,

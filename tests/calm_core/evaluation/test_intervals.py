@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def frame_of(document: torch.Tensor, scores: torch.Tensor) -> pl.DataFrame:
-    return by_document(per_document(document, torch.zeros_like(document), torch.zeros_like(document), scores))
+    return by_document(per_document(document, torch.zeros_like(document), scores))
 
 
 def scored(means: np.ndarray, documents: Sequence[int] | None = None) -> pl.DataFrame:
