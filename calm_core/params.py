@@ -232,6 +232,8 @@ class TransformerParams(LanguageModelParams):
 class CalmParams(LanguageModelParams):
     """The continuous language model, its head and its loss (paper, section 3)."""
 
+    # As of the Transformer's.
+    checkpoints: Annotated[int, Field(ge=3, le=10_000)]
     input: Literal["tokens", "latents"]
     latents: Literal["encoded", "online"]
     head: Literal["energy", "diffusion", "flow"]

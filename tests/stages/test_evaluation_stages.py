@@ -192,8 +192,10 @@ def test_likelihoods_in_bits_a_byte(params: Params) -> None:
     assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / count, rel=1e-4)
 
 
-def of_bound(text: Text, limit: int, temperature: float, samples: int) -> tuple[float, float]:
-    """Mean over tokens of the bound that ``samples`` tosses of the coin give, and the standard error of 64 of them."""
+def of_bound(
+    text: Text, limit: int, temperature: float, samples: int, coins: Any = NEXT_PATCHES, drawn: int = 64
+) -> tuple[float, float]:
+    """Mean over tokens of the bound that ``samples`` tosses give, and its standard error if ``drawn`` are in groups."""
     right = math.exp(math.sqrt(PATCH_SIZE * SIZE + 1) / temperature)
     weights = scipy.stats.binom(samples, 0.5).pmf(np.arange(samples + 1))
     means, variances = [], []
@@ -203,11 +205,11 @@ def of_bound(text: Text, limit: int, temperature: float, samples: int) -> tuple[
         heads, tails = (
             math.prod(right if one == other else 1 for one, other in zip(patch, place.following, strict=False))
             / (right + SIZE - 1) ** PATCH_SIZE
-            for patch in NEXT_PATCHES[place.history[-1]]
+            for patch in coins[place.history[-1]]
         )
         values = [-math.log((n * heads + (samples - n) * tails) / samples) for n in range(samples + 1)]
         means.append(np.dot(weights, values))
-        variances.append((np.dot(weights, np.square(values)) - means[-1] ** 2) * samples / 64)
+        variances.append((np.dot(weights, np.square(values)) - means[-1] ** 2) * samples / drawn)
     tokens = PATCH_SIZE * len(means)
     return float(sum(means) / tokens), float(math.sqrt(max(0, sum(variances))) / tokens)
 
@@ -242,13 +244,29 @@ def test_bounds_of_the_likelihood_of_a_calm(params: Params, split: str) -> None:
     assert (found["nats_per_token"], found["bits_per_byte"]) == (chosen["nats_per_token"], chosen["bits_per_byte"])
 
 
+# Patches that are likelier and likelier to be those of the text, by steps.
+COINS = {
+    10: [[[3, 3], [2, 0]], [[0, 0], [0, 2]], [[1, 1], [3, 0]], [[1, 2], [1, 3]]],
+    200: NEXT_PATCHES,
+    1000: [[[1, 2]] * 2, [[2, 3]] * 2, [[3, 0]] * 2, [[0, 1]] * 2],
+}
+
+
 @pytest.mark.parametrize("steps", [{10: 4, 200: 2, 1000: 1}, {10: 1, 200: 4, 1000: 2}])
 def test_correlate_brierlm(params: Params, steps: dict[int, int]) -> None:
-    """Checkpoints that choose between 4, 2 and 1 next tokens, in either order."""
+    """Checkpoints of a Transformer that choose between 4, 2 and 1 next tokens, in either order; and those of a CALM."""
     for step, choices in steps.items():
         save(bigram_transformer(walk(SIZE, choices)), Path(f"models/transformer_checkpoints/step-{step:07d}"))
+    for step, coins in COINS.items():
+        model, autoencoder = coin_calm(coins)
+        save(model, Path(f"models/calm_checkpoints/step-{step:07d}"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    Path("results/scores").mkdir()
+    write_json(Path("results/scores/calm.json"), {"decoder_temperature": 4.0})
     correlate_brierlm.main(params)
-    found = json.loads(Path("results/correlation.json").read_text())
+    both = json.loads(Path("results/correlation/run.json").read_text())
+    assert list(both) == ["calm", "transformer"]
+    found = both["transformer"]
     assert list(found) == ["pearson", "spearman", "checkpoints"]
     scores, losses = [], []
     for row, (step, choices) in zip(found["checkpoints"], steps.items(), strict=True):
@@ -262,3 +280,24 @@ def test_correlate_brierlm(params: Params, steps: dict[int, int]) -> None:
         assert_interval(row["brierlm_ci95"], wanted)
     assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(scores, losses).statistic, abs=1e-4)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(scores, losses).statistic)
+    assert_correlation_of_calm(both["calm"])
+
+
+def assert_correlation_of_calm(found: dict[str, Any]) -> None:
+    assert (found["samples"], found["decoder_temperature"]) == (16, 4)
+    for row, (step, coins) in zip(found["checkpoints"], COINS.items(), strict=True):
+        assert list(row) == ["step", "nats_per_token", "brierlm", "brierlm_ci95"]
+        assert row["step"] == step
+        bound, error = of_bound(TEXT, LIKELIHOOD_LIMIT // 4, 4.0, 16, coins, drawn=16)
+        assert row["nats_per_token"] == pytest.approx(bound, abs=4 * error + 1e-3)
+        paths = paths_of_patches(coins)
+        asked = places(TEXT, CONTEXT_OF_CALM, PATCH_SIZE, CHECKPOINT_LIMIT)
+        moments = [moments_of_sampling(paths(place.history), place.following, 2) for place in asked]
+        brier = sum(one.mean for one in moments) / len(asked)
+        error = np.sqrt(sum(one.variance for one in moments)) / len(asked)
+        low, high = (float(100 * np.prod(np.maximum(brier + sign * error, 0)) ** 0.25) for sign in (-4, 4))
+        assert low - 1e-3 <= row["brierlm"] <= high + 1e-3
+    sides = [[row[key] for row in found["checkpoints"]] for key in ("brierlm", "nats_per_token")]
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(*sides).statistic)
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(*sides).statistic)
+    assert found["pearson"] < -0.5
