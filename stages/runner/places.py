@@ -8,6 +8,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from calm_core.params import Params
+
 
 @dataclass(frozen=True)
 class Places:
@@ -35,6 +37,13 @@ class Places:
     def scores(self, model: str) -> Path:
         """Of ``model``, without a suffix; those of all seeds lie in one folder, on which their comparison depends."""
         return Path("results/scores") / (model if self.seed is None else f"{model}-seed-{self.seed}")
+
+    def params(self, params: Params) -> Params:
+        """``params`` of what is done here: under the seed of the repetition, which has no repetitions itself."""
+        if self.seed is None:
+            return params
+        evaluation = params.evaluation.model_copy(update={"seeds": []})
+        return params.model_copy(update={"seed": self.seed, "evaluation": evaluation})
 
     def stage(self, name: str) -> str:
         """What dvc.yaml calls the stage ``name``."""
