@@ -8,6 +8,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from calm_core.params import Params
+
 
 @dataclass(frozen=True)
 class Places:
@@ -40,6 +42,13 @@ class Places:
     def correlation(self) -> Path:
         """What BrierLM is compared with along the trainings; those of all seeds lie in one folder, too."""
         return Path("results/correlation") / ("run.json" if self.seed is None else f"seed-{self.seed}.json")
+
+    def params(self, params: Params) -> Params:
+        """``params`` of what is done here: under the seed of the repetition, which has no repetitions itself."""
+        if self.seed is None:
+            return params
+        evaluation = params.evaluation.model_copy(update={"seeds": []})
+        return params.model_copy(update={"seed": self.seed, "evaluation": evaluation})
 
     def stage(self, name: str) -> str:
         """What dvc.yaml calls the stage ``name``."""

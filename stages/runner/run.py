@@ -79,7 +79,7 @@ def run_repeatable_stage(
     places = asked_places(sys.argv[1:])
 
     def of_seed(params: Params) -> Measured | None:
-        return work(params if places.seed is None else params.model_copy(update={"seed": places.seed}), places)
+        return work(places.params(params), places)
 
     command = [f"stages.{name}", *sys.argv[1:]] if by_processes else []
     _run_until_the_end(places.stage(name), of_seed, command)
