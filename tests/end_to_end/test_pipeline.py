@@ -108,7 +108,7 @@ def workspace(finished: Path) -> Iterator[Path]:
 def test_results_keep_their_contract(finished: Path) -> None:
     results = {
         name: json.loads((finished / f"results/{name}.json").read_text())
-        for name in ("autoencoder", "brierlm", "flops", "correlation")
+        for name in ("autoencoder", "brierlm", "flops", "correlation/run")
     }
     assert {"token_accuracy", "token_accuracy_noisy", "parameters"} <= results["autoencoder"].keys()
     for model in ("calm", "transformer"):
@@ -123,10 +123,20 @@ def test_results_keep_their_contract(finished: Path) -> None:
     published = results["flops"]["published"]
     assert row <= published["transformer_s"].keys() & published["calm_m"].keys()
     assert {"training_saving", "inference_saving"} <= published.keys()
-    checkpoints = results["correlation"]["checkpoints"]
-    assert [row["step"] for row in checkpoints] == [13, 26, 39, 52]
-    assert checkpoints[-1]["cross_entropy_nats"] < checkpoints[0]["cross_entropy_nats"]
-    assert {"pearson", "spearman"} <= results["correlation"].keys()
+    steps = {"transformer": [13, 26, 39, 52], "calm": [3, 6, 9, 12]}
+    for model, measure in (("transformer", "cross_entropy_nats"), ("calm", "nats_per_token")):
+        along = results["correlation/run"][model]
+        assert {"pearson", "spearman"} <= along.keys()
+        assert [row["step"] for row in along["checkpoints"]] == steps[model]
+        assert along["checkpoints"][-1][measure] < along["checkpoints"][0][measure]
+        score = results["brierlm"][model]
+        assert score["nats_per_token"] > 0
+        assert score["bits_per_byte"] > 0
+        assert len(score["by_position"]) == 8
+        assert [row["context_tokens"] for row in score["by_context"]] == [16, 32, 64]
+    bounds = [row["nats_per_token"] for row in results["brierlm"]["calm"]["likelihood_bound"]]
+    assert len(bounds) == 16
+    assert all(bounds[n] > bounds[n + 1] for n in range(16) if n % 4 < 3)
     timings = json.loads((finished / "results/timings.json").read_text())
     assert set(timings) == set(STAGES)
     assert timings["train_autoencoder"]["seconds"] > 0
@@ -160,7 +170,9 @@ def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
     before = fingerprint(workspace)
     change(workspace, "calm", "learning_rate", 0.004)
     stages = ran(checked(workspace, "dvc", "repro"))
-    evaluated = {"evaluate_calm", "evaluate_brierlm", "benchmark_flops", "model_cards", "report"}
+    evaluated = {
+        "evaluate_calm", "evaluate_brierlm", "correlate_brierlm", "benchmark_flops", "model_cards", "report"
+    }  # fmt: skip
     assert stages == {"check_params", "digest_corpus", "match_compute", "train_calm", *evaluated}
     after = fingerprint(workspace)
     changed = {path for path in before if before[path] != after[path]}
