@@ -166,7 +166,11 @@ def test_the_pipeline_itself(server: str, tmp_path: Path) -> None:
     assert (folder / "models/autoencoder").exists()
     assert not (folder / "models/calm").exists()
     assert not (folder / "models/transformer").exists()
-    run(folder, "dvc", "exp", "apply", "tune-transformer-best")
+    reference = run(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/tune-transformer-best").strip()
+    kept = yaml.safe_load(run(folder, "git", "show", f"{reference}:params.yaml"))
     best = {text.split("=")[0]: float(text.split("=")[1]) for text in result["transformer"]["best"]["overrides"]}
-    applied = read_yaml(folder / "params.yaml")["transformer"]
-    assert {key: applied[key.removeprefix("transformer.")] for key in best} == best
+    assert {key: kept["transformer"][key.removeprefix("transformer.")] for key in best} == best
+    assert kept["transformer"]["steps"] == "match"
+    stages = yaml.safe_load(run(folder, "git", "show", f"{reference}:dvc.lock"))["stages"]
+    assert "evaluate_transformer" in stages
+    assert not {"train_calm", "train_autoencoder"} & stages.keys()
