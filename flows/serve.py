@@ -12,8 +12,13 @@ from prefect.schedules import Cron
 from calm_core.storage.yaml_io import read_yaml
 from flows.reproduce import ROOT, reproduce
 from flows.sweep import sweep
+from flows.tune import tune
 
-FLOWS: dict[str, Any] = {"flows/reproduce.py:reproduce": reproduce, "flows/sweep.py:sweep": sweep}
+FLOWS: dict[str, Any] = {
+    "flows/reproduce.py:reproduce": reproduce,
+    "flows/sweep.py:sweep": sweep,
+    "flows/tune.py:tune": tune,
+}
 
 
 def deployments(path: Path = ROOT / "prefect.yaml") -> list[RunnerDeployment]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calm_core.errors import CalmError
-from calm_core.params import load_params, parse_params
+from calm_core.params import load_params, parse_params, with_transformer_steps
 from calm_core.presets import apply_preset, load_preset, preset_names
 from tests import ROOT
 
@@ -48,6 +48,16 @@ def test_a_wrong_value_is_named(values: dict[str, Any], section: str, key: str, 
     assert "\n" not in message
     for part in told:
         assert part in message
+
+
+def test_steps_of_the_transformer_are_a_number_or_get_one(values: dict[str, Any]) -> None:
+    params = parse_params(values)
+    assert params.transformer.steps == "match"
+    assert with_transformer_steps(params, 900).transformer.training_tokens == 900 * 4 * 256
+    values["transformer"]["steps"] = 321
+    assert with_transformer_steps(parse_params(values), 900) == parse_params(values)
+    with pytest.raises(CalmError, match="match stands for: transformer: warmup_steps 60 exceeds steps 59"):
+        with_transformer_steps(params, 59)
 
 
 def test_missing_and_unknown_sections(values: dict[str, Any]) -> None:

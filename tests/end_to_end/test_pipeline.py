@@ -181,6 +181,21 @@ def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
 
 
 @pytest.mark.slow
+def test_another_compute_of_calm_trains_the_transformer_anew_and_nothing_else_of_calm_does(workspace: Path) -> None:
+    def ran_after(section: str, key: str, value: Any) -> set[str]:
+        change(workspace, section, key, value)
+        return ran(checked(workspace, "dvc", "repro", "train_transformer"))
+
+    asked = {"check_params", "digest_corpus", "match_compute"}
+    assert ran_after("calm", "muon_learning_rate", 0.01) == asked
+    assert ran_after("calm", "steps", 24) == {*asked, "train_transformer"}
+    assert json.loads((workspace / "data/transformer_steps.json").read_text()) == {"steps": 59}
+    assert ran_after("transformer", "steps", 30) == {*asked, "train_transformer"}
+    assert ran_after("calm", "steps", 36) == asked
+    assert json.loads((workspace / "data/transformer_steps.json").read_text()) == {"steps": 30}
+
+
+@pytest.mark.slow
 def test_another_seed_repeats_the_trainings_and_nothing_else(workspace: Path) -> None:
     before = fingerprint(workspace)
     change(workspace, "evaluation", "seeds", [7])
