@@ -36,6 +36,7 @@ def main(params: Params) -> None:
         brierlm=read_json(RESULTS / "brierlm.json"),
         flops=read_json(RESULTS / "flops.json"),
         correlation=read_json(RESULTS / "correlation.json"),
+        diversity=read_json(RESULTS / "diversity.json"),
         curves=read_curves(RESULTS / "training"),
         samples=_samples(params),
         machine=describe_machine(),

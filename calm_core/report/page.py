@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from calm_core.report.diversity_figure import quality_against_diversity
 from calm_core.report.figures import (
     CALM,
     TRANSFORMER,
@@ -37,6 +38,7 @@ def render_report(
     brierlm: dict[str, Any],
     flops: dict[str, Any],
     correlation: dict[str, Any],
+    diversity: dict[str, Any],
     curves: dict[str, dict[str, pl.DataFrame]],
     samples: list[dict[str, str]],
     machine: dict[str, str],
@@ -55,6 +57,9 @@ def render_report(
         "quality": brierlm_against_flops(models),
         "curves": training_curves(curves),
         "correlation": brierlm_against_cross_entropy(correlation["checkpoints"]),
+        "diversity": quality_against_diversity(
+            diversity, {name: (title, _COLOURS[name]) for name, title in TITLES.items()}
+        ),
     }
     return environment.get_template("report.html.jinja").render(
         params=params,
@@ -65,17 +70,26 @@ def render_report(
         flops=flops,
         flops_rows=_flops_rows(flops),
         correlation=correlation,
+        diversity=diversity,
         figures=figures,
         samples=samples,
         machine=machine,
         titles=TITLES,
         interval=_interval,
+        with_error=_with_error,
     )
 
 
 def _interval(result: dict[str, Any]) -> str:
     low, high = result["brierlm_ci95"]
     return f"[{low:.2f}, {high:.2f}]"
+
+
+def _with_error(share: float | None, error: float | None) -> str:
+    """A share and its standard error in %."""
+    if share is None:
+        return "none there"
+    return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _flops_rows(flops: dict[str, Any]) -> list[dict[str, Any]]:

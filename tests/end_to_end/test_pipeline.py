@@ -106,7 +106,7 @@ def workspace(finished: Path) -> Iterator[Path]:
 def test_results_keep_their_contract(finished: Path) -> None:
     results = {
         name: json.loads((finished / f"results/{name}.json").read_text())
-        for name in ("autoencoder", "brierlm", "flops", "correlation")
+        for name in ("autoencoder", "brierlm", "flops", "correlation", "diversity")
     }
     assert {"token_accuracy", "token_accuracy_noisy", "parameters"} <= results["autoencoder"].keys()
     for model in ("calm", "transformer"):
@@ -125,6 +125,15 @@ def test_results_keep_their_contract(finished: Path) -> None:
     assert [row["step"] for row in checkpoints] == [3, 6, 9, 12]
     assert checkpoints[-1]["cross_entropy_nats"] < checkpoints[0]["cross_entropy_nats"]
     assert {"pearson", "spearman"} <= results["correlation"].keys()
+    diversity = results["diversity"]
+    for model in ("calm", "transformer"):
+        assert list(diversity[model]) == ["1.0", "0.5"]
+        for row in (diversity["truth"], *diversity[model].values()):
+            assert len(row["distinct"]) == len(row["distinct_standard_error"]) == 4
+            assert 0 <= row["copied"] <= 1
+        for row in diversity[model].values():
+            assert len(row["accuracy"]) == len(row["collision"]) == 4
+            assert row["brierlm_ci95"][0] <= row["brierlm"] <= row["brierlm_ci95"][1]
     timings = json.loads((finished / "results/timings.json").read_text())
     assert set(timings) == set(STAGES)
     assert timings["train_autoencoder"]["seconds"] > 0
@@ -148,7 +157,7 @@ def test_evaluation_params_train_nothing(workspace: Path) -> None:
     stages = ran(checked(workspace, "dvc", "repro"))
     # The cards follow only if an interval moved, which it does not between scores of 0.
     assert stages - {"model_cards"} == {
-        "check_params", "digest_corpus", "evaluate_brierlm", "correlate_brierlm", "report"
+        "check_params", "digest_corpus", "evaluate_brierlm", "correlate_brierlm", "measure_diversity", "report"
     }  # fmt: skip
 
 
@@ -157,7 +166,7 @@ def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
     before = fingerprint(workspace)
     change(workspace, "calm", "steps", 13)
     stages = ran(checked(workspace, "dvc", "repro"))
-    evaluated = {"evaluate_brierlm", "benchmark_flops", "model_cards", "report"}
+    evaluated = {"evaluate_brierlm", "measure_diversity", "benchmark_flops", "model_cards", "report"}
     assert stages == {"check_params", "digest_corpus", "train_calm", *evaluated}
     after = fingerprint(workspace)
     changed = {path for path in before if before[path] != after[path]}
@@ -171,7 +180,7 @@ def test_every_head_trains_and_is_evaluated(workspace: Path, head: str, fed_back
     for key, value in (("head", head), ("input", fed_back), ("diffusion_steps", 5), ("flow_steps", 2)):
         change(workspace, "calm", key, value)
     stages = ran(checked(workspace, "dvc", "repro"))
-    assert {"train_calm", "evaluate_brierlm", "report"} <= stages
+    assert {"train_calm", "evaluate_brierlm", "measure_diversity", "report"} <= stages
     assert not stages & {"tokenise", "train_autoencoder", "encode_corpus", "train_transformer"}
     assert json.loads((workspace / "models/calm/config.json").read_text())["head"]["kind"] == head
     flops = json.loads((workspace / "results/flops.json").read_text())["run"]["calm"]

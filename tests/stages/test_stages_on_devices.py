@@ -28,10 +28,17 @@ STAGES: dict[str, tuple[str, ...]] = {
     "train_transformer": ("train_transformer",),
     "evaluate_brierlm": ("evaluate_calm", "evaluate_transformer", "cross_entropy"),
     "correlate_brierlm": ("evaluate_transformer", "cross_entropy"),
+    "measure_diversity": ("sampled_continuations",),
 }
 """The stages in their order, and the functions of calm_core that do their work."""
 
-CHOICES = ("calm_core.runtime.process_group", "stages.evaluate_brierlm", "stages.correlate_brierlm", "stages.report")
+CHOICES = (
+    "calm_core.runtime.process_group",
+    "stages.evaluate_brierlm",
+    "stages.correlate_brierlm",
+    "stages.measure_diversity",
+    "stages.report",
+)
 """Modules that ask for the device of params.yaml."""
 
 
@@ -107,7 +114,7 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
     assert devices.pop("train_calm.train_calm") >= here  # which moves the autoencoder
     assert devices == dict.fromkeys(devices, here)
     assert len(devices) == sum(map(len, STAGES.values()))
-    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "samples"}
+    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "diversity", "samples"}
     # The same draws and, but for the kernel of attention, the same operators.
     assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=1e-3)
     for model in ("calm", "transformer"):
@@ -115,6 +122,7 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
         assert found["brierlm"][model]["brier"] == pytest.approx(on_cpu["brierlm"][model]["brier"], abs=0.02)
     entropy = "cross_entropy_nats"
     assert found["brierlm"]["transformer"][entropy] == pytest.approx(on_cpu["brierlm"]["transformer"][entropy], 1e-4)
+    assert found["diversity"]["truth"] == on_cpu["diversity"]["truth"]
     for row, wanted in zip(found["correlation"]["checkpoints"], on_cpu["correlation"]["checkpoints"], strict=True):
         assert row[entropy] == pytest.approx(wanted[entropy], rel=1e-4)
 

@@ -34,6 +34,23 @@ def report_arguments(params: Params) -> dict[str, Any]:
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
         for n in (1, 2, 3)
     ]
+    shares = {
+        "distinct": [0.3, 0.6, 0.871, 0.9],
+        "distinct_standard_error": [0.01] * 4,
+        "copied": 0.315,
+        "copied_standard_error": 0.022,
+    }
+    at_temperature = {
+        **shares,
+        "accuracy": [0.237, 0.1, 0.05, 0.02],
+        "accuracy_standard_error": [0.014] * 4,
+        "collision": [0.4, 0.3, 0.2, 0.1],
+        "collision_standard_error": [0.02] * 4,
+        "brierlm": 3.75,
+        "brierlm_ci95": [2.25, 4.5],
+        "exact": 0.25,
+    }
+    over_temperatures = {str(at): {**at_temperature, "temperature": at} for at in (1.0, 0.65)}
     return dict(  # noqa: C408 - the names are those of arguments
         params=params,
         params_text="seed: 0 # <b>not bold</b>",
@@ -50,6 +67,16 @@ def report_arguments(params: Params) -> dict[str, Any]:
             "run": {"calm": of_calm, "transformer": run, "autoencoder": run},
         },
         correlation={"pearson": -0.9, "spearman": None, "checkpoints": checkpoints},
+        diversity={
+            "split": "validation",
+            "prompts": 123,
+            "prompt_tokens": 45,
+            "texts": 17,
+            "text_tokens": 29,
+            "truth": {**shares, "copied": None, "copied_standard_error": None},
+            "calm": over_temperatures,
+            "transformer": over_temperatures,
+        },
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
         samples=[{"prompt": "a & b <i>", "truth": "t", "calm": "c", "transformer": "d"}],
         machine={"processor": "some processor", "git revision": "abc"},
@@ -83,6 +110,15 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "Pearson -0.900",
         "Spearman undefined",
         "3 checkpoints",
+        "123 places",
+        "45 tokens before it",
+        "17 places and",
+        "29 tokens each",
+        "<td>0.65</td><td>23.7 ± 1.4</td>",
+        "<td>40.0 ± 2.0</td><td>3.75</td><td>[2.25, 4.50]</td>",
+        "<td>87.1 ± 1.0</td>",
+        "<td>31.5 ± 2.2</td><td>25</td>",
+        "<td>none there</td>",
     ):
         assert text in page
     assert "a &amp; b &lt;i&gt;" in page
@@ -93,7 +129,7 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
 def test_the_page_needs_nothing_else_and_is_reproducible(params: Params) -> None:
     page = render(params)
     assert page == render(params)
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     links = re.findall(r"(?:src|href)=\"([^\"#]+)\"", page)
     assert links == ["timings.js"]  # optional: speeds of the machine, no part of the result
 

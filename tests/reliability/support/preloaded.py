@@ -22,6 +22,7 @@ STAGES = (
     "train_transformer",
     "evaluate_brierlm",
     "correlate_brierlm",
+    "measure_diversity",
     "benchmark_flops",
     "model_cards",
     "report",
