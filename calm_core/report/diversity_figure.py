@@ -34,8 +34,10 @@ def quality_against_diversity(diversity: dict[str, Any], models: dict[str, tuple
             ):
                 _line(axes, xs, ys, colour, title)
             for axes, xs in zip(panels[:2], (distinct, collision), strict=True):
-                for (x, _), (y, _), row in zip(xs, accuracy, rows, strict=True):
-                    axes.annotate(f"{row['temperature']:g}", (x, y), (5, 5), textcoords="offset points", color=colour)
+                for number, ((x, _), (y, _), row) in enumerate(zip(xs, accuracy, rows, strict=True)):
+                    # By turns above and below, for neighbours may be close.
+                    place = (5, -12 if number % 2 else 5)
+                    axes.annotate(f"{row['temperature']:g}", (x, y), place, textcoords="offset points", color=colour)
         panels[0].axvline(truth["distinct"][DISTINCT - 1], color=NEUTRAL, linestyle="--", label="true text")
         panels[0].set(xlabel=f"distinct-{DISTINCT}", ylabel="accuracy of the next token")
         panels[0].set_title("Quality against distinct n-grams")

@@ -246,6 +246,7 @@ def test_measure_diversity(params: Params) -> None:
             low, high = row["brierlm_ci95"]
             assert low <= row["brierlm"] <= high
             assert row["exact"] == float(name == "transformer" or temperature == "1.0")
+            assert row["reached"] == 1  # all draws of a patch are alike
             assert_varied(row, texts[::8], training)
     assert_varied(found["truth"], truth[::8], training)
     assert list(found["truth"]) == [

@@ -106,7 +106,7 @@ def test_terms_of_a_transformer(prompts: Tensor, targets: Tensor, temperature: f
         bigram_transformer(TABLE), None, prompts, 4, 2, Sampling(temperature), 0, "test", str(temperature)
     )
     assert_terms(of_tokens(temperature), found.token_ids, prompts, targets)
-    assert found.exact.min() == 1
+    assert found.exact.min() == found.reached.min() == 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.5, 0.3])
@@ -120,6 +120,17 @@ def test_terms_of_a_calm(prompts: Tensor, targets: Tensor, temperature: float) -
     assert_terms(of_patches(temperature), found.token_ids, prompts, targets)
     # The batch approximation is exact at no step.
     assert found.exact.unique().tolist() == [float(temperature == 1)]
+    assert found.reached.min() == 1
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 1), (0.7, 1), (0.5, HEADS**2 + (1 - HEADS) ** 2), (0.3, 0)])
+def test_the_temperature_is_reached_where_draws_repeat(prompts: Tensor, temperature: float, share: float) -> None:
+    """Of two draws a patch, both of which have to be equal at 0.5; at 0.3 it would take three."""
+    model, autoencoder = loaded_coin_calm()
+    sampling = Sampling(temperature, draws=2)
+    found = sampled_continuations(model, autoencoder, prompts, 4, 2, sampling, 0, "test")
+    error = (share * (1 - share) / found.reached.numel() / 2) ** 0.5
+    assert abs(float(found.reached.mean()) - share) <= 4 * error
 
 
 def test_all_have_the_length_asked_for_and_prompts_keep_their_order() -> None:
