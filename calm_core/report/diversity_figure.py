@@ -35,8 +35,8 @@ def quality_against_diversity(diversity: dict[str, Any], models: dict[str, tuple
                 _line(axes, xs, ys, colour, title)
             for axes, xs in zip(panels[:2], (distinct, collision), strict=True):
                 for number, ((x, _), (y, _), row) in enumerate(zip(xs, accuracy, rows, strict=True)):
-                    # By turns above and below, for neighbours may be close.
-                    place = (5, -12 if number % 2 else 5)
+                    # By turns below and above: neighbours may be close, and colder texts are mostly more accurate.
+                    place = (5, 5 if number % 2 else -12)
                     axes.annotate(f"{row['temperature']:g}", (x, y), place, textcoords="offset points", color=colour)
         panels[0].axvline(truth["distinct"][DISTINCT - 1], color=NEUTRAL, linestyle="--", label="true text")
         panels[0].set(xlabel=f"distinct-{DISTINCT}", ylabel="accuracy of the next token")
