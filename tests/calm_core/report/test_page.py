@@ -8,6 +8,26 @@ from calm_core.params import Params
 from calm_core.report.page import read_curves, render_report
 
 
+SHARES = {
+    "distinct": [0.3, 0.6, 0.871, 0.9],
+    "distinct_standard_error": [0.01] * 4,
+    "copied": 0.315,
+    "copied_standard_error": 0.022,
+}
+AT_TEMPERATURE = {
+    **SHARES,
+    "accuracy": [0.237, 0.1, 0.05, 0.02],
+    "accuracy_standard_error": [0.014] * 4,
+    "collision": [0.4, 0.3, 0.2, 0.1],
+    "collision_standard_error": [0.02] * 4,
+    "brierlm": 3.75,
+    "brierlm_ci95": [2.25, 4.5],
+    "exact": 0.0,
+    "reached": 0.25,
+}
+OVER_TEMPERATURES = {str(at): {**AT_TEMPERATURE, "temperature": at} for at in (1.0, 0.65)}
+
+
 def report_arguments(params: Params) -> dict[str, Any]:
     """All that a report is made of."""
     table = pl.DataFrame({"step": [1, 2, 3], "value": [3.0, 2.0, 1.5]})
@@ -34,24 +54,6 @@ def report_arguments(params: Params) -> dict[str, Any]:
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
         for n in (1, 2, 3)
     ]
-    shares = {
-        "distinct": [0.3, 0.6, 0.871, 0.9],
-        "distinct_standard_error": [0.01] * 4,
-        "copied": 0.315,
-        "copied_standard_error": 0.022,
-    }
-    at_temperature = {
-        **shares,
-        "accuracy": [0.237, 0.1, 0.05, 0.02],
-        "accuracy_standard_error": [0.014] * 4,
-        "collision": [0.4, 0.3, 0.2, 0.1],
-        "collision_standard_error": [0.02] * 4,
-        "brierlm": 3.75,
-        "brierlm_ci95": [2.25, 4.5],
-        "exact": 0.0,
-        "reached": 0.25,
-    }
-    over_temperatures = {str(at): {**at_temperature, "temperature": at} for at in (1.0, 0.65)}
     return dict(  # noqa: C408 - the names are those of arguments
         params=params,
         params_text="seed: 0 # <b>not bold</b>",
@@ -74,9 +76,9 @@ def report_arguments(params: Params) -> dict[str, Any]:
             "prompt_tokens": 45,
             "texts": 17,
             "text_tokens": 29,
-            "truth": {**shares, "copied": None, "copied_standard_error": None},
-            "calm": over_temperatures,
-            "transformer": over_temperatures,
+            "truth": {**SHARES, "copied": None, "copied_standard_error": None},
+            "calm": OVER_TEMPERATURES,
+            "transformer": OVER_TEMPERATURES,
         },
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
         samples=[{"prompt": "a & b <i>", "truth": "t", "calm": "c", "transformer": "d"}],
