@@ -123,6 +123,16 @@ def test_terms_of_a_calm(prompts: Tensor, targets: Tensor, temperature: float) -
     assert found.reached.min() == 1
 
 
+@pytest.mark.parametrize(("temperature", "budget", "share"), [(0.5, 20_000, 1), (0.4, 20_000, 0), (0.5, 1, 0)])
+def test_the_exact_sampler_is_exact_within_its_budget_at_whole_powers(
+    prompts: Tensor, temperature: float, budget: int, share: float
+) -> None:
+    model, autoencoder = loaded_coin_calm()
+    sampling = Sampling(temperature, "exact", budget=budget)
+    found = sampled_continuations(model, autoencoder, prompts[:20], 4, 2, sampling, 0, "test")
+    assert found.exact.unique().tolist() == [share]
+
+
 @pytest.mark.parametrize(("temperature", "share"), [(1.0, 1), (0.7, 1), (0.5, HEADS**2 + (1 - HEADS) ** 2), (0.3, 0)])
 def test_the_temperature_is_reached_where_draws_repeat(prompts: Tensor, temperature: float, share: float) -> None:
     """Of two draws a patch, both of which have to be equal at 0.5; at 0.3 it would take three."""

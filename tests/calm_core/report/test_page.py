@@ -7,7 +7,6 @@ import polars as pl
 from calm_core.params import Params
 from calm_core.report.page import read_curves, render_report
 
-
 SHARES = {
     "distinct": [0.3, 0.6, 0.871, 0.9],
     "distinct_standard_error": [0.01] * 4,
