@@ -34,12 +34,20 @@ from tests.reliability.support.stage_processes import (
 from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
-READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", "evaluate_brierlm", "correlate_brierlm", "report")
+READERS_OF_TOKENS = (
+    *TRAININGS,
+    "encode_corpus",
+    "evaluate_brierlm",
+    "correlate_brierlm",
+    "measure_diversity",
+    "report",
+)
 OF_ONE_PAGE = (
     "check_params",
     "digest_corpus",
     "evaluate_brierlm",
     "correlate_brierlm",
+    "measure_diversity",
     "benchmark_flops",
     "model_cards",
 )

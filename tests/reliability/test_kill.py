@@ -35,7 +35,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 MOMENTS = 20
 MOMENTS_OF_DATA = 5
-MOMENTS_OF_OTHERS = dict.fromkeys(("evaluate_brierlm", "correlate_brierlm"), 5)
+MOMENTS_OF_OTHERS = dict.fromkeys(("evaluate_brierlm", "correlate_brierlm", "measure_diversity"), 5)
 """Of the stages that take long on a real corpus; the rest write a file or three, and die twice."""
 
 
