@@ -65,7 +65,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         "checkpoint_tokens": CHECKPOINT_LIMIT,
         "bootstrap_resamples": 500,
         "temperatures": [1.0, 0.5],
-        "diversity_prompts": 40,
+        "diversity_prompts": 160,
     }
     return parse_params(values)
 
@@ -222,11 +222,11 @@ def test_measure_diversity(params: Params) -> None:
     counts = ["split", "prompts", "prompt_tokens", "texts", "text_tokens"]
     assert list(found) == [*counts, "truth", "calm", "transformer"]
     # Half of the shorter context, and what is left of it or the length of an 8-gram.
-    assert [found[key] for key in counts] == ["validation", 40, 6, 5, 8]
+    assert [found[key] for key in counts] == ["validation", 160, 6, 20, 8]
 
     stream = held_out.stream
     there = len(stream) - 6 - 8 + 1
-    prompts = [there * number // 40 for number in range(40)]
+    prompts = [there * number // 160 for number in range(160)]
     truth = [stream[start + 6 : start + 14] for start in prompts]
     texts = [written(stream[start + 5], 8) for start in prompts]
     hits = [[text[:n] == true[:n] for text, true in zip(texts, truth, strict=True)] for n in range(1, 5)]
@@ -237,7 +237,7 @@ def test_measure_diversity(params: Params) -> None:
         for temperature, row in found[name].items():
             assert row["temperature"] == float(temperature)
             assert row["accuracy"] == pytest.approx(accuracy)
-            errors = [np.std(of_length, ddof=1) / math.sqrt(40) for of_length in hits]
+            errors = [np.std(of_length, ddof=1) / math.sqrt(160) for of_length in hits]
             assert row["accuracy_standard_error"] == pytest.approx(errors)
             assert row["collision"] == [1, 1, 1, 1]
             assert row["collision_standard_error"] == [0, 0, 0, 0]
@@ -249,6 +249,7 @@ def test_measure_diversity(params: Params) -> None:
             assert row["reached"] == 1  # all draws of a patch are alike
             assert_varied(row, texts[::8], training)
     assert_varied(found["truth"], truth[::8], training)
+    assert found["truth"]["copied"] < found["calm"]["1.0"]["copied"]
     assert list(found["truth"]) == [
         "distinct", "distinct_standard_error", "copied", "copied_standard_error"
     ]  # fmt: skip
