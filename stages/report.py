@@ -37,6 +37,7 @@ def main(params: Params) -> None:
         brierlm=read_json(RESULTS / "brierlm.json"),
         flops=read_json(RESULTS / "flops.json"),
         correlations=[read_json(Places(seed).correlation) for seed in (None, *params.evaluation.seeds)],
+        diversity=read_json(RESULTS / "diversity.json"),
         curves=read_curves(RESULTS / "training"),
         samples=_samples(params),
         machine=describe_machine(),

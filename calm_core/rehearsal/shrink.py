@@ -83,6 +83,9 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
         "checkpoint_tokens": context + 4,
         "likelihood_tokens": context + 4,
         "bootstrap_resamples": 100,
+        # Below 1 each patch is chosen among hundreds, which the text of the report tries.
+        "temperatures": [1.0],
+        "diversity_prompts": 16,
     }
     values["report"] |= {"sample_texts": 1, "prompt_tokens": 8, "sample_tokens": 8}
     small = parse_params(values, "params of the rehearsal")

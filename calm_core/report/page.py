@@ -7,6 +7,7 @@ import jinja2
 import polars as pl
 
 from calm_core.evaluation.correlation import pooled_correlation
+from calm_core.report.diversity_figure import quality_against_diversity
 from calm_core.report.figures import (
     CALM,
     TRANSFORMER,
@@ -42,6 +43,7 @@ def render_report(
     brierlm: dict[str, Any],
     flops: dict[str, Any],
     correlations: list[dict[str, Any]],
+    diversity: dict[str, Any],
     curves: dict[str, dict[str, pl.DataFrame]],
     samples: list[dict[str, str]],
     machine: dict[str, str],
@@ -66,6 +68,9 @@ def render_report(
         "by_place": brierlm_by_place(models),
         "likelihood": likelihood_bounds(bounds, brierlm["transformer"]["nats_per_token"]),
         "correlation": _correlation_figure(correlations),
+        "diversity": quality_against_diversity(
+            diversity, {name: (title, _COLOURS[name]) for name, title in TITLES.items()}
+        ),
     }
     return environment.get_template("report.html.jinja").render(
         params=params,
@@ -79,12 +84,14 @@ def render_report(
         by_position=_place_rows(models, "by_position", "tokens_before"),
         by_context=_place_rows(models, "by_context", "context_tokens"),
         correlations=_correlation_rows(correlations),
+        diversity=diversity,
         figures=figures,
         samples=samples,
         machine=machine,
         titles=TITLES,
         interval=_interval,
         correlated=_figure,
+        with_error=_with_error,
     )
 
 
@@ -146,6 +153,13 @@ def _correlation_rows(correlations: list[dict[str, Any]]) -> list[dict[str, Any]
 
 def _figure(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def _with_error(share: float | None, error: float | None) -> str:
+    """A share and its standard error in %."""
+    if share is None:
+        return "none there"
+    return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _flops_rows(flops: dict[str, Any]) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def workspace(finished: Path) -> Iterator[Path]:
 def test_results_keep_their_contract(finished: Path) -> None:
     results = {
         name: json.loads((finished / f"results/{name}.json").read_text())
-        for name in ("autoencoder", "brierlm", "flops", "correlation/run")
+        for name in ("autoencoder", "brierlm", "flops", "correlation/run", "diversity")
     }
     assert {"token_accuracy", "token_accuracy_noisy", "parameters"} <= results["autoencoder"].keys()
     for model in ("calm", "transformer"):
@@ -137,6 +137,15 @@ def test_results_keep_their_contract(finished: Path) -> None:
     bounds = [row["nats_per_token"] for row in results["brierlm"]["calm"]["likelihood_bound"]]
     assert len(bounds) == 16
     assert all(bounds[n] > bounds[n + 1] for n in range(16) if n % 4 < 3)
+    diversity = results["diversity"]
+    for model in ("calm", "transformer"):
+        assert list(diversity[model]) == ["1.0", "0.5"]
+        for row in (diversity["truth"], *diversity[model].values()):
+            assert len(row["distinct"]) == len(row["distinct_standard_error"]) == 4
+            assert 0 <= row["copied"] <= 1
+        for row in diversity[model].values():
+            assert len(row["accuracy"]) == len(row["collision"]) == 4
+            assert row["brierlm_ci95"][0] <= row["brierlm"] <= row["brierlm_ci95"][1]
     timings = json.loads((finished / "results/timings.json").read_text())
     assert set(timings) == set(STAGES)
     assert timings["train_autoencoder"]["seconds"] > 0
@@ -161,7 +170,7 @@ def test_evaluation_params_train_nothing(workspace: Path) -> None:
     # The cards follow only if an interval moved, which it does not between scores of 0.
     assert stages - {"model_cards"} == {
         "check_params", "digest_corpus", "evaluate_calm", "evaluate_transformer", "evaluate_brierlm",
-        "correlate_brierlm", "report"
+        "correlate_brierlm", "measure_diversity", "report"
     }  # fmt: skip
 
 
@@ -171,7 +180,8 @@ def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
     change(workspace, "calm", "learning_rate", 0.004)
     stages = ran(checked(workspace, "dvc", "repro"))
     evaluated = {
-        "evaluate_calm", "evaluate_brierlm", "correlate_brierlm", "benchmark_flops", "model_cards", "report"
+        "evaluate_calm", "evaluate_brierlm", "correlate_brierlm", "measure_diversity", "benchmark_flops", "model_cards",
+        "report"
     }  # fmt: skip
     assert stages == {"check_params", "digest_corpus", "match_compute", "train_calm", *evaluated}
     after = fingerprint(workspace)
@@ -235,7 +245,7 @@ def test_every_head_trains_and_is_evaluated(workspace: Path, head: str, fed_back
     for key, value in (("head", head), ("input", fed_back), ("diffusion_steps", 5), ("flow_steps", 2)):
         change(workspace, "calm", key, value)
     stages = ran(checked(workspace, "dvc", "repro"))
-    assert {"train_calm", "evaluate_brierlm", "report"} <= stages
+    assert {"train_calm", "evaluate_brierlm", "measure_diversity", "report"} <= stages
     assert not stages & {"tokenise", "train_autoencoder", "encode_corpus"}
     assert "train_transformer" in stages  # for as many steps as match this head's compute
     assert json.loads((workspace / "models/calm/config.json").read_text())["head"]["kind"] == head

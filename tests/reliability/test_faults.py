@@ -34,7 +34,7 @@ from tests.reliability.support.stage_processes import (
 from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
-EVALUATIONS = ("evaluate_calm", "evaluate_transformer", "correlate_brierlm")
+EVALUATIONS = ("evaluate_calm", "evaluate_transformer", "correlate_brierlm", "measure_diversity")
 READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", *EVALUATIONS, "report")
 OF_ONE_PAGE = (
     "check_params",
@@ -44,6 +44,7 @@ OF_ONE_PAGE = (
     "evaluate_brierlm",
     "correlate_brierlm",
     "match_compute",
+    "measure_diversity",
     "benchmark_flops",
     "model_cards",
 )

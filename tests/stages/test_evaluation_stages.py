@@ -1,7 +1,9 @@
-"""The figures of evaluate_brierlm and correlate_brierlm, of models in folders whose scores are known exactly."""
+"""The figures of the stages that evaluate language models, of models in folders whose scores are known exactly."""
 
+import itertools
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import scipy.stats
 import yaml
 from tokenizers import Tokenizer, decoders, models
 
+from calm_core.errors import CalmError
 from calm_core.params import Params, parse_params
 from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.storage.provenance import DESCRIPTION
-from stages import correlate_brierlm, evaluate_brierlm, evaluate_calm, evaluate_transformer
+from stages import correlate_brierlm, evaluate_brierlm, evaluate_calm, evaluate_transformer, measure_diversity
 from tests import ROOT
 from tests.calm_core.known_models import (
     Expected,
@@ -77,6 +80,8 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         "checkpoint_tokens": CHECKPOINT_LIMIT,
         "likelihood_tokens": LIKELIHOOD_LIMIT,
         "bootstrap_resamples": 500,
+        "temperatures": [1.0, 0.5],
+        "diversity_prompts": 160,
     }
     return parse_params(values)
 
@@ -301,3 +306,115 @@ def assert_correlation_of_calm(found: dict[str, Any]) -> None:
     assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(*sides).statistic)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(*sides).statistic)
     assert found["pearson"] < -0.5
+
+
+SUCCESSOR = [1, 2, 3, 0, 0]
+"""What the models write after each token, with certainty: never 4, which ends the documents of the text."""
+
+
+def circular_text(lengths: list[int], seed: int) -> Text:
+    """Documents that follow ``SUCCESSOR``, with a wrong token now and then."""
+    draws, documents = random.Random(seed), []
+    for length in lengths:
+        document = [draws.randrange(4)]
+        while len(document) < length:
+            document.append(SUCCESSOR[document[-1]] if draws.random() < 0.9 else draws.randrange(4))
+        documents.append([*document, 4])
+    return Text(documents)
+
+
+def written(last: int, tokens: int) -> list[int]:
+    text = [last]
+    while len(text) <= tokens:
+        text.append(SUCCESSOR[text[-1]])
+    return text[1:]
+
+
+def ngrams(text: list[int], length: int) -> list[tuple[int, ...]]:
+    return [tuple(text[start : start + length]) for start in range(len(text) - length + 1)]
+
+
+def copied_in(texts: list[list[int]], training: Text) -> float:
+    """The share of 8-grams without an end inside that a document of ``training`` has."""
+    whole = [one for text in texts for one in ngrams(text, 8) if 4 not in one[:-1]]
+    held = {one for document in training.documents for one in ngrams(document, 8)}
+    return float(np.mean([one in held for one in whole]))
+
+
+def test_measure_diversity(params: Params) -> None:
+    """Models that write one text alone, at each temperature: each figure is known exactly."""
+    held_out, training = circular_text([60, 30, 3, 90, 45, 12, 80] * 2, 1), circular_text([40, 9, 5], 2)
+    tokens = Path("data/tokens")
+    for path in tokens.iterdir():
+        path.unlink()
+    held_out.write(tokens, "test", 5, documents_a_shard=5)
+    training.write(tokens, "train", 5, documents_a_shard=2)
+    (tokens / "tokenizer.json").write_text("{}")
+    write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
+    table = np.full((5, 5), math.exp(-20))
+    table[range(5), SUCCESSOR] = 1
+    save(bigram_transformer(table), Path("models/transformer"))
+    model, autoencoder = coin_calm([[written(last, PATCH_SIZE)] * 2 for last in range(5)])
+    save(model, Path("models/calm"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    measure_diversity.main(params)
+    found = json.loads(Path("results/diversity.json").read_text())
+    counts = ["split", "prompts", "prompt_tokens", "texts", "text_tokens"]
+    assert list(found) == [*counts, "truth", "calm", "transformer"]
+    # Half of the shorter context, and what is left of it or the length of an 8-gram.
+    assert [found[key] for key in counts] == ["test", 160, 6, 20, 8]
+
+    stream = held_out.stream
+    there = len(stream) - 6 - 8 + 1
+    prompts = [there * number // 160 for number in range(160)]
+    truth = [stream[start + 6 : start + 14] for start in prompts]
+    texts = [written(stream[start + 5], 8) for start in prompts]
+    hits = [[text[:n] == true[:n] for text, true in zip(texts, truth, strict=True)] for n in range(1, 5)]
+    accuracy = [float(np.mean(of_length)) for of_length in hits]
+    assert accuracy[3] < accuracy[0] < 1
+    for name in ("calm", "transformer"):
+        assert list(found[name]) == ["1.0", "0.5"]
+        for temperature, row in found[name].items():
+            assert row["temperature"] == float(temperature)
+            assert row["accuracy"] == pytest.approx(accuracy)
+            errors = [np.std(of_length, ddof=1) / math.sqrt(160) for of_length in hits]
+            assert row["accuracy_standard_error"] == pytest.approx(errors)
+            assert row["collision"] == [1, 1, 1, 1]
+            assert row["collision_standard_error"] == [0, 0, 0, 0]
+            brier = [2 * one - 1 for one in accuracy]
+            assert row["brierlm"] == pytest.approx(100 * math.prod(max(0, one) for one in brier) ** 0.25)
+            low, high = row["brierlm_ci95"]
+            assert low <= row["brierlm"] <= high
+            assert row["exact"] == float(name == "transformer" or temperature == "1.0")
+            assert row["reached"] == 1  # all draws of a patch are alike
+            assert_varied(row, texts[::8], training)
+    assert_varied(found["truth"], truth[::8], training)
+    assert found["truth"]["copied"] < found["calm"]["1.0"]["copied"]
+    assert list(found["truth"]) == [
+        "distinct", "distinct_standard_error", "copied", "copied_standard_error"
+    ]  # fmt: skip
+    before = Path("results/diversity.json").read_bytes()
+    measure_diversity.main(params)
+    assert Path("results/diversity.json").read_bytes() == before
+
+
+def assert_varied(row: dict[str, Any], texts: list[list[int]], training: Text) -> None:
+    for length, share in enumerate(row["distinct"], start=1):
+        found = list(itertools.chain(*(ngrams(text, length) for text in texts)))
+        assert share == pytest.approx(len(set(found)) / len(found))
+    assert row["copied"] == pytest.approx(copied_in(texts, training))
+    assert row["copied"] > 0
+
+
+def test_a_split_too_short_for_two_texts(params: Params) -> None:
+    model, autoencoder = coin_calm(NEXT_PATCHES)
+    save(model, Path("models/calm"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    save(bigram_transformer(walk(SIZE, 2)), Path("models/transformer"))
+    tokens = Path("data/tokens")
+    for path in tokens.glob("*.safetensors"):
+        path.unlink()
+    Text([[0] * 21]).write(tokens, "test", SIZE, documents_a_shard=1)
+    write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.glob("*.safetensors")}})
+    with pytest.raises(CalmError, match="the test split has 21 tokens, too few for 9 prompts of 6 and 8 more"):
+        measure_diversity.main(params)

@@ -30,6 +30,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "evaluate_transformer": ("evaluate_transformer", "cross_entropy", "transformer_surprise"),
     "evaluate_brierlm": (),
     "correlate_brierlm": ("evaluate_calm", "calm_surprise", "evaluate_transformer", "cross_entropy"),
+    "measure_diversity": ("sampled_continuations",),
 }
 """The stages in their order, and the functions of calm_core that do their work."""
 
@@ -38,6 +39,7 @@ CHOICES = (
     "stages.evaluate_calm",
     "stages.evaluate_transformer",
     "stages.correlate_brierlm",
+    "stages.measure_diversity",
     "stages.report",
 )
 """Modules that ask for the device of params.yaml."""
@@ -117,7 +119,7 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
     assert devices.pop("train_calm.train_calm") >= here  # which moves the autoencoder
     assert devices == dict.fromkeys(devices, here)
     assert len(devices) == sum(map(len, STAGES.values()))
-    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "samples"}
+    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "diversity", "samples"}
     # The same draws and, but for the kernel of attention, the same operators.
     assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=1e-3)
     for model in ("calm", "transformer"):
@@ -131,6 +133,7 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
         rows, on_cpus = (one["correlation"][model]["checkpoints"] for one in (found, on_cpu))
         for row, wanted in zip(rows, on_cpus, strict=True):
             assert row[measure] == pytest.approx(wanted[measure], rel=1e-3)
+    assert found["diversity"]["truth"] == on_cpu["diversity"]["truth"]
 
 
 @pytest.mark.gpu

@@ -7,6 +7,25 @@ import polars as pl
 from calm_core.params import Params
 from calm_core.report.page import read_curves, render_report
 
+SHARES = {
+    "distinct": [0.3, 0.6, 0.871, 0.9],
+    "distinct_standard_error": [0.01] * 4,
+    "copied": 0.315,
+    "copied_standard_error": 0.022,
+}
+AT_TEMPERATURE = {
+    **SHARES,
+    "accuracy": [0.237, 0.1, 0.05, 0.02],
+    "accuracy_standard_error": [0.014] * 4,
+    "collision": [0.4, 0.3, 0.2, 0.1],
+    "collision_standard_error": [0.02] * 4,
+    "brierlm": 3.75,
+    "brierlm_ci95": [2.25, 4.5],
+    "exact": 0.0,
+    "reached": 0.25,
+}
+OVER_TEMPERATURES = {str(at): {**AT_TEMPERATURE, "temperature": at} for at in (1.0, 0.65)}
+
 
 def report_arguments(params: Params) -> dict[str, Any]:
     """All that a report is made of."""
@@ -112,6 +131,16 @@ def report_arguments(params: Params) -> dict[str, Any]:
             "run": {"calm": of_calm, "transformer": of_transformer, "autoencoder": run},
         },
         correlations=correlations,
+        diversity={
+            "split": "validation",
+            "prompts": 123,
+            "prompt_tokens": 45,
+            "texts": 17,
+            "text_tokens": 29,
+            "truth": {**SHARES, "copied": None, "copied_standard_error": None},
+            "calm": OVER_TEMPERATURES,
+            "transformer": OVER_TEMPERATURES,
+        },
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
         samples=[{"prompt": "a & b <i>", "truth": "t", "calm": "c", "transformer": "d"}],
         machine={"processor": "some processor", "git revision": "abc"},
@@ -160,6 +189,15 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "along 2 trainings",
         "<td>-0.900, -0.800</td>",
         "<td>undefined, undefined</td>",
+        "123 places",
+        "45 tokens before it",
+        "17 places and",
+        "29 tokens each",
+        "<td>0.65</td><td>23.7 ± 1.4</td>",
+        "<td>40.0 ± 2.0</td><td>3.75</td><td>[2.25, 4.50]</td>",
+        "<td>87.1 ± 1.0</td>",
+        "<td>31.5 ± 2.2</td><td>25</td>",
+        "<td>none there</td>",
     ):
         assert text in page
     assert "a &amp; b &lt;i&gt;" in page
@@ -177,7 +215,7 @@ def test_a_number_of_steps_is_not_called_a_match(params: Params) -> None:
 def test_the_page_needs_nothing_else_and_is_reproducible(params: Params) -> None:
     page = render(params)
     assert page == render(params)
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     links = re.findall(r"(?:src|href)=\"([^\"#]+)\"", page)
     assert links == ["timings.js"]  # optional: speeds of the machine, no part of the result
 
