@@ -11,9 +11,14 @@ from prefect.schedules import Cron
 
 from calm_core.storage.yaml_io import read_yaml
 from flows.reproduce import ROOT, reproduce
+from flows.study import study
 from flows.sweep import sweep
 
-FLOWS: dict[str, Any] = {"flows/reproduce.py:reproduce": reproduce, "flows/sweep.py:sweep": sweep}
+FLOWS: dict[str, Any] = {
+    "flows/reproduce.py:reproduce": reproduce,
+    "flows/study.py:study": study,
+    "flows/sweep.py:sweep": sweep,
+}
 
 
 def deployments(path: Path = ROOT / "prefect.yaml") -> list[RunnerDeployment]:
