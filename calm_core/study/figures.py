@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from calm_core.report.figures import CALM, NEUTRAL, STYLE, svg
 from calm_core.report.figures import TRANSFORMER as TRANSFORMER_COLOUR
@@ -68,8 +68,7 @@ def against_inference(outcome: Outcome) -> str:
                 shown = usable(of_model, measure)
                 places = [one.inference_flops_per_token for one, _ in shown]
                 axes.plot(places, [score.estimate for _, score in shown], color=colour(model), linewidth=1.4)
-                for one, score in shown:
-                    _with_interval(axes, one.inference_flops_per_token, score, colour(model))
+                _with_intervals(axes, places, [score for _, score in shown], colour(model))
             _finish(axes, at_budget, measure, "inference FLOPs a token", floor)
         _legend(figure, at_budget)
         return svg(figure)
@@ -86,22 +85,27 @@ def inference_budget(measured: Sequence[Measured]) -> float:
 def _points(
     axes: Axes, best: Sequence[Measured], others: Sequence[Measured], measure: str, charged: bool, floor: float
 ) -> None:
-    for one in (*others, *best):
-        score, ink = one.score(measure), colour(one.model)
-        flops = one.training_flops + (one.autoencoder_flops if charged else 0.0)
-        if score is None:
-            continue
-        if measure == "brierlm" and score.low <= 0:
-            axes.plot(flops, floor * 1.12, color=ink, marker="v", markersize=5, alpha=0.7, linewidth=0)
-        elif one in best:
-            _with_interval(axes, flops, score, ink)
-        else:
-            axes.plot(flops, score.estimate, color=ink, marker="o", markersize=4, markerfacecolor="none", alpha=0.6)
+    def place(one: Measured) -> float:
+        return one.training_flops + (one.autoencoder_flops if charged else 0.0)
+
+    told, told_others = usable(best, measure), usable(others, measure)
+    clear = [one for one, _ in (*told, *told_others)]
+    ink = colour(best[0].model) if best else NEUTRAL
+    unclear = [place(one) for one in (*best, *others) if one not in clear and one.score(measure) is not None]
+    axes.plot(unclear, [1.12 * floor] * len(unclear), "v", color=ink, markersize=5, alpha=0.7)
+    _hollow(axes, [place(one) for one, _ in told_others], [score for _, score in told_others], ink)
+    _with_intervals(axes, [place(one) for one, _ in told], [score for _, score in told], ink)
 
 
-def _with_interval(axes: Axes, place: float, score: Interval, ink: str) -> None:
-    axes.plot([place, place], [score.low, score.high], color=ink, linewidth=1.6, alpha=0.55)
-    axes.plot(place, score.estimate, color=ink, marker="o", markersize=5.5)
+def _hollow(axes: Axes, places: Sequence[float], scores: Sequence[Interval], ink: str) -> None:
+    estimates = [score.estimate for score in scores]
+    axes.plot(places, estimates, "o", color=ink, markersize=4, markerfacecolor="none", alpha=0.6)
+
+
+def _with_intervals(axes: Axes, places: Sequence[float], scores: Sequence[Interval], ink: str) -> None:
+    low, high = [score.low for score in scores], [score.high for score in scores]
+    axes.vlines(places, low, high, color=ink, linewidth=1.6, alpha=0.55)
+    axes.plot(places, [score.estimate for score in scores], "o", color=ink, markersize=5.5)
 
 
 def _law(axes: Axes, law: PowerLaw, ink: str, charge: float) -> None:
@@ -125,7 +129,7 @@ def _finish(axes: Axes, measured: Sequence[Measured], measure: str, xlabel: str,
     # A decade or less of scores would have one label or none at powers of ten alone.
     for axis, subdivisions in ((axes.yaxis, (1, 1.5, 2, 3, 5, 7)), (axes.xaxis, (1,))):
         axis.set_major_locator(LogLocator(subs=subdivisions))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(plain)
     scores = [score for one in measured if (score := one.score(measure)) is not None]
     if measure == "brierlm":
