@@ -104,7 +104,7 @@ def _savings(outcome: Outcome) -> Claim:
     text = (
         f"CALM with K = 4 reaches the Transformer's quality with {TRAINING_SAVING:.0%} fewer training and "
         f"{INFERENCE_SAVING:.0%} fewer inference FLOPs"
-    ).replace("%", " %")
+    ).replace("%", "\N{NO-BREAK SPACE}%")
     ours, theirs = (outcome.fits["brierlm"].get(model) for model in (calm(4), TRANSFORMER))
     inference = [inference_flops(outcome.measured, model) for model in (calm(4), TRANSFORMER)]
     if ours is None or theirs is None or inference[0] is None or not inference[1]:
@@ -175,4 +175,4 @@ def _share(saving: Interval) -> str:
 
 def _change(saving: float) -> str:
     """A saving as the change that it is: 0.44 as -44 %."""
-    return "no bound" if np.isinf(saving) else f"{-100 * saving:+,.0f} %"
+    return "no bound" if np.isinf(saving) else f"{-100 * saving:+,.0f}\N{NO-BREAK SPACE}%"

@@ -1,14 +1,14 @@
 """The study's plots, in the style of the report's."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from calm_core.report.figures import CALM, NEUTRAL, STYLE, svg
 from calm_core.report.figures import TRANSFORMER as TRANSFORMER_COLOUR
@@ -75,11 +75,13 @@ def against_inference(outcome: Outcome) -> str:
 
 
 def inference_budget(measured: Sequence[Measured]) -> float:
-    """The largest of the budgets at which most models and widths were measured."""
-    counts: dict[float, int] = {}
-    for one in measured:
-        counts[one.budget] = counts.get(one.budget, 0) + 1
-    return max(counts, key=lambda budget: (counts[budget], budget))
+    """The largest budget at which most models have two widths or more; if there is none, the largest."""
+    budgets = sorted({one.budget for one in measured}, reverse=True)
+    for budget in budgets:
+        of_model = Counter(one.model for one in measured if one.budget == budget)
+        if 2 * sum(widths > 1 for widths in of_model.values()) > len(_models(measured)):
+            return budget
+    return budgets[0]
 
 
 def _points(
@@ -125,12 +127,17 @@ def _law(axes: Axes, law: PowerLaw, ink: str, charge: float) -> None:
 def _finish(axes: Axes, measured: Sequence[Measured], measure: str, xlabel: str, floor: float) -> None:
     axes.set(xscale="log", yscale="log", xlabel=xlabel)
     axes.set_title(TITLES[measure])
-    plain: Any = FuncFormatter(lambda value, _: f"{value:g}")
-    # A decade or less of scores would have one label or none at powers of ten alone.
-    for axis, subdivisions in ((axes.yaxis, (1, 1.5, 2, 3, 5, 7)), (axes.xaxis, (1,))):
-        axis.set_major_locator(LogLocator(subs=subdivisions))
+    low, high = axes.get_xlim()
+    # A decade or less would have one label or none at powers of ten alone.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 30 else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
+    )
+    # Bits a byte differ by a few tenths.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if measure == "brierlm" else MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(plain)
     scores = [score for one in measured if (score := one.score(measure)) is not None]
     if measure == "brierlm":
         # Room above: an interval at most doubles the axis.

@@ -50,7 +50,7 @@ EVALUATION_TOKENS = 40_000
 FEWEST_CHECKPOINTS = 3
 """Of the Transformer: the study reads none of them, and the schema has no fewer."""
 
-POINT_SECONDS = 40.0
+POINT_SECONDS = 30.0
 """A point without its training and the sampling of its evaluation: a copy, the starts of its stages, DVC."""
 
 AUTOENCODER_SECONDS = 40.0

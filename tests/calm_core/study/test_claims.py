@@ -53,7 +53,7 @@ def test_too_few_points_cannot_tell() -> None:
 
 def test_inference_has_to_be_saved_too() -> None:
     assert judged(PAPER, inference=0.67)[0].verdict == DOES_NOT
-    assert "-33 %" in judged(PAPER, inference=0.67)[0].evidence
+    assert "-33\N{NO-BREAK SPACE}%" in judged(PAPER, inference=0.67)[0].evidence
 
 
 def test_saving_at_equal_quality() -> None:

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 
 from calm_core.study.claims import CANNOT
+from calm_core.study.figures import inference_budget
+from calm_core.study.outcome import outcome
 from calm_core.study.page import crossing_sentence, power, render_study
 from calm_core.study.point import TRANSFORMER, Point, calm
 from calm_core.study.power_law import Crossing, Interval
-from tests.calm_core.study.made_up import points
+from tests.calm_core.study.made_up import BUDGETS, points
 
 FACTS = {"processor": "<fast> & cool"}
 
@@ -67,3 +69,12 @@ def test_sentences_about_crossings() -> None:
 
 def test_numbers_of_flops() -> None:
     assert [power(value) for value in (5.24e11, 2.5e11, float("inf"))] == ["5.24e11", "2.50e11", "∞"]
+
+
+def test_inference_is_compared_where_there_are_widths() -> None:
+    narrow = [replace(one, hidden_size=64) for one in study() if one.budget <= BUDGETS[3]]
+    assert inference_budget(outcome(study() + narrow).measured) == BUDGETS[3]
+    # Two of three models are enough, one is not; without any other width it is the largest budget.
+    assert inference_budget(outcome(study() + narrow[1:]).measured) == BUDGETS[3]
+    assert inference_budget(outcome(study() + narrow[:4]).measured) == BUDGETS[-1]
+    assert inference_budget(outcome(study()).measured) == BUDGETS[-1]
