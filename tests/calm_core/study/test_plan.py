@@ -9,7 +9,7 @@ import pytest
 from calm_core.errors import CalmError
 from calm_core.params import Params, load_params, parse_params
 from calm_core.storage.yaml_io import read_yaml
-from calm_core.study.plan import FEWEST_STEPS, Rates, plan_study
+from calm_core.study.plan import FEWEST_STEPS, POINT_SECONDS, Rates, plan_study
 from calm_core.study.point import TRANSFORMER, Point, calm
 from flows.study import HOURS, SMALLEST_BUDGET
 from flows.workspaces import apply_overrides
@@ -110,3 +110,14 @@ def test_what_cannot_be_planned(params: Params) -> None:
         plan(params, math.nan)
     with pytest.raises(CalmError, match="K is 3; calm.context_tokens 256"):
         plan_study(params, RATES, 3.0, 1e12, [3], [1.0], 1)
+
+
+def test_each_model_is_planned_at_its_own_speed(params: Params) -> None:
+    slower = RATES._replace(calm=RATES.calm | {8: RATES.calm[8] / 2})
+    seconds: dict[str, list[float]] = {}
+    for rates in (RATES, slower):
+        for point in plan_study(params, rates, 3.0, 1e13, [4, 8], [1.0], 1):
+            if point.budget == 1e13:
+                seconds.setdefault(point.model, []).append(point.planned_seconds - POINT_SECONDS)
+    assert seconds[calm(8)][1] == pytest.approx(2 * seconds[calm(8)][0])
+    assert [seconds[model][0] for model in (TRANSFORMER, calm(4))] == [seconds[TRANSFORMER][1], seconds[calm(4)][1]]
