@@ -39,7 +39,9 @@ def default_corpus(params: Params, documents: int = DOCUMENTS) -> Iterator[Defau
         folder = Path(name)
         tokens = folder / "tokens"
         tokens.mkdir()
-        params = params.model_copy(update={"corpus": params.corpus.model_copy(update={"documents": documents})})
+        # So few documents are of some services alone, and a split could be without any.
+        changes = {"documents": documents, "split_by": "document"}
+        params = params.model_copy(update={"corpus": params.corpus.model_copy(update=changes)})
         with redirect_stderr(StringIO()):
             vocabulary_size = tokenise(params, tokens)["vocabulary_size"]
         trained = {"path": str(tokens / "tokenizer.json"), "vocabulary_size": vocabulary_size}

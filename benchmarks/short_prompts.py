@@ -26,7 +26,7 @@ BEFORE = 64
 
 def short_prompts() -> list[Result]:
     """A row a model."""
-    tokens = TokenStream(Path("data/tokens"), "validation")
+    tokens = TokenStream(Path("data/tokens"), "test")
     rows = []
     for name in ("calm", "transformer"):
         model = load_language_model(Path("models", name))

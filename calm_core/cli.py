@@ -213,7 +213,7 @@ def evaluate(
     corpus: Annotated[
         str,
         typer.Option(
-            help="A file, folder or glob (.txt, .jsonl, .parquet, also compressed), data/tokens (its held-out split), "
+            help="A file, folder or glob (.txt, .jsonl, .parquet, also compressed), data/tokens (its test split), "
             "botocore, or hf:NAME[:CONFIGURATION[:SPLIT]]."
         ),
     ],

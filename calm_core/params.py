@@ -28,6 +28,8 @@ from calm_core.storage.yaml_io import read_yaml
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Temperature = Annotated[float, Field(gt=0, le=1)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
@@ -75,7 +77,17 @@ class CorpusParams(Section):
     text_field: str
     text_unit: Literal["document", "paragraph", "line"]
     documents: Positive | None
+    split_by: Annotated[str, Field(min_length=1)]
     validation_percent: Annotated[float, Field(gt=0, lt=100)]
+    test_percent: Annotated[float, Field(gt=0, lt=100)]
+    deduplicate: bool
+
+    @property
+    def split_unit(self) -> str:
+        """``split_by``, and what ``auto`` stands for: document, file, or the name of a field."""
+        if self.split_by != "auto":
+            return self.split_by
+        return "service" if self.source == "botocore" else "document"
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
@@ -83,6 +95,27 @@ class CorpusParams(Section):
             raise ValueError("paths is empty; source: files needs at least one path or glob")
         if self.source == "huggingface" and not self.dataset:
             raise ValueError("dataset is empty; source: huggingface needs the name or the folder of a dataset")
+        return self
+
+    @model_validator(mode="after")
+    def _training_has_a_share(self) -> Self:
+        if self.validation_percent + self.test_percent >= 100:
+            raise ValueError(
+                f"validation_percent {self.validation_percent:g} and test_percent {self.test_percent:g} leave nothing "
+                "to train on; their sum has to be below 100"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _source_has_the_unit(self) -> Self:
+        allowed = {"botocore": "auto, document, service", "huggingface": "auto, document, or the name of a field"}
+        if (self.source == "botocore" and self.split_unit not in ("document", "service")) or (
+            self.source == "huggingface" and self.split_unit == "file"
+        ):
+            raise ValueError(
+                f"split_by is {_shown(self.split_by, repr)} but source is {self.source}, which can be split by: "
+                f"{allowed[self.source]}"
+            )
         return self
 
 
@@ -116,7 +149,8 @@ class TrainingParams(Section):
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
-        if self.warmup_steps > self.steps:
+        # Steps that are still to be matched are compared once they are a number (``with_transformer_steps``).
+        if isinstance(self.steps, int) and self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
         return self
 
@@ -155,9 +189,14 @@ class LanguageModelParams(TrainingParams):
     batch_sequences: Width
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens of one step."""
+        return self.batch_sequences * self.context_tokens
+
+    @property
     def training_tokens(self) -> int:
         """Tokens that the training sees, repeated ones counted again."""
-        return self.steps * self.batch_sequences * self.context_tokens
+        return self.steps * self.step_tokens
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -166,10 +205,28 @@ class LanguageModelParams(TrainingParams):
 
 
 class TransformerParams(LanguageModelParams):
-    """The baseline."""
+    """The baseline.
 
+    ``steps`` is a number, or "match": as many as take the training FLOPs of CALM with its autoencoder. How many these
+    are depends on the other sections, see costs/matching.py; ``with_transformer_steps`` puts the number there.
+    """
+
+    # Wider than in the class above, whose users get a section with a number.
+    steps: Literal["match"] | Positive  # type: ignore[assignment]
     # A correlation over two checkpoints would be 1 or -1 whatever was measured.
     checkpoints: Annotated[int, Field(ge=3, le=10_000)]
+
+    @property
+    def known_steps(self) -> int:
+        """``steps``; raises ValueError if they are still to be matched."""
+        if not isinstance(self.steps, int):
+            raise ValueError("transformer.steps is still to be matched; see with_matched_steps in costs/matching.py")
+        return self.steps
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that the training sees; raises ValueError as ``known_steps``."""
+        return self.known_steps * self.step_tokens
 
 
 class CalmParams(LanguageModelParams):
@@ -192,13 +249,24 @@ class CalmParams(LanguageModelParams):
 
 
 class EvaluationParams(Section):
-    """BrierLM (paper, section 4)."""
+    """BrierLM, quality and diversity (paper, sections 4 and 5)."""
 
+    seeds: Annotated[list[Seed], Field(max_length=1000)]
+    split: Literal["validation", "test"]
     samples: Samples
     batch_sequences: Width
     tokens: Positive
     checkpoint_tokens: Positive
     bootstrap_resamples: Annotated[int, Field(ge=100, le=10**6)]
+    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=100)]
+    diversity_prompts: Annotated[int, Field(ge=16, le=10**6)]
+
+    @model_validator(mode="after")
+    def _temperatures_differ(self) -> Self:
+        # Results are told apart by their temperature.
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError(f"temperatures are {self.temperatures}; each belongs there once")
+        return self
 
 
 class ReportParams(Section):
@@ -207,13 +275,13 @@ class ReportParams(Section):
     sample_texts: Annotated[int, Field(ge=1, le=1000)]
     prompt_tokens: Width
     sample_tokens: Width
-    temperature: Annotated[float, Field(gt=0, le=1)]
+    temperature: Temperature
 
 
 class Params(Section):
     """params.yaml as a whole."""
 
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    seed: Seed
     runtime: RuntimeParams
     corpus: CorpusParams
     tokenizer: TokenizerParams
@@ -236,6 +304,15 @@ class Params(Section):
                 raise ValueError(
                     f"{key} {batch} is no multiple of {parts}, runtime.processes times runtime.gradient_accumulation"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        seeds = [self.seed, *self.evaluation.seeds]
+        if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            raise ValueError(
+                f"evaluation.seeds has {repeated[0]} twice, or it is the run's own seed; repetitions need others"
+            )
         return self
 
     @model_validator(mode="after")
@@ -270,6 +347,19 @@ def parse_params(values: Any, name: str = "params") -> Params:
         if len(problems) > MOST_PROBLEMS:
             told.append(f"and {len(problems) - MOST_PROBLEMS} more")
         raise CalmError(f"{name}: " + "; ".join(told)) from None
+
+
+def with_transformer_steps(params: Params, steps: int) -> Params:
+    """``params`` with the number ``steps`` where transformer.steps is to be matched; as they are where it is a number.
+
+    Raises:
+        CalmError: with so many steps the section is wrong: its warm-up is longer, for instance.
+    """
+    if params.transformer.steps != "match":
+        return params
+    values = params.model_dump()
+    values["transformer"]["steps"] = steps
+    return parse_params(values, "params with the number that transformer.steps: match stands for")
 
 
 def _explain(problem: Any) -> str:

@@ -30,9 +30,11 @@ def load_preset(name: str, base: Path = Path("params.yaml")) -> Params:
 
 
 def preset_models(name: str) -> set[str]:
-    """The models whose training the preset ``name`` describes: the sections of which it names the steps; errors as
-    ``load_preset``."""
-    return {section for section, values in _overlay(name).items() if isinstance(values, dict) and "steps" in values}
+    """The models whose training the preset ``name`` describes: the sections of which it names the hidden size; errors
+    as ``load_preset``."""
+    # Of a section that it does not train a preset may still say the batch or the steps, so that the whole makes sense.
+    sections = _overlay(name).items()
+    return {section for section, values in sections if isinstance(values, dict) and "hidden_size" in values}
 
 
 def apply_preset(name: str, base: Path = Path("params.yaml")) -> None:

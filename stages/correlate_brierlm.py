@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from calm_core.evaluation.brier import bootstrap_brierlm
+from calm_core.evaluation.brier import by_document
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
 from calm_core.evaluation.correlation import correlation
+from calm_core.evaluation.intervals import estimate_brierlm
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
@@ -31,13 +32,13 @@ def main(params: Params) -> None:
     device = choose_device(params.runtime.device)
     settings, context = params.evaluation, params.transformer.context_tokens
     require_intact(TOKENS)
-    tokens = TokenStream(TOKENS, "validation")
+    tokens = TokenStream(TOKENS, settings.split)
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.checkpoint_tokens, params.seed)
     rows: list[dict[str, Any]] = []
     for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
         model = load_model(Transformer, folder).to(device)
-        documents = evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES)
-        score = bootstrap_brierlm(documents, settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
+        documents = by_document(evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES))
+        score = estimate_brierlm([documents], settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
         rows.append(
             {
                 "step": int(folder.name.removeprefix("step-")),

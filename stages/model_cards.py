@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from calm_core.params import Params
+from calm_core.params import Params, with_transformer_steps
 from calm_core.report.model_card import render_model_card
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import read_json
@@ -13,6 +13,7 @@ from stages.runner.run import run_stage
 
 def main(params: Params) -> None:
     """Write the three cards."""
+    params = with_transformer_steps(params, read_json(Path("data/transformer_steps.json"))["steps"])
     corpus = read_json(Path("data/tokens") / DESCRIPTION)
     results = {"autoencoder": read_json(Path("results/autoencoder.json")), **read_json(Path("results/brierlm.json"))}
     for kind, section in (

@@ -45,11 +45,11 @@ def main(params: Params) -> None:
 
 
 def _samples(params: Params) -> list[dict[str, str]]:
-    """Prompts from evenly spaced places of the validation split, continued by both models."""
+    """Prompts from evenly spaced places of the test split, continued by both models."""
     settings = params.report
     device = choose_device(params.runtime.device)
     models = [load_language_model(folder, device) for folder in (CALM, TRANSFORMER)]
-    tokens = TokenStream(TOKENS, "validation")
+    tokens = TokenStream(TOKENS, "test")
     prompt_length, length = settings.prompt_tokens, settings.sample_tokens
     last = max(0, len(tokens) - prompt_length - length)
     # Two more than asked for, without both ends: prompts from within the split.

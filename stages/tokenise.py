@@ -21,7 +21,20 @@ def main(params: Params) -> None:
         splits = tokenise(params, folder, kept)["splits"]
     mark_finished(kept.folder)
     for split, counts in splits.items():
-        print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+        print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{_seen(counts)}")
+
+
+def _seen(counts: dict[str, Any]) -> str:
+    """What training has seen of a held-out split, to put behind its size."""
+    if (seen := counts.get("seen_in_training")) is None:
+        return ""
+    length, before, after = seen["ngram_tokens"], seen["ngram_share_before"], seen["ngram_share_after"]
+    mostly, dropped = seen["document_share_before"], seen["documents_dropped"]
+    left = f"; {dropped:,} dropped, {after:.1%} of the {length}-grams of the others are" if dropped else ""
+    return (
+        f"; {before:.1%} of its {length}-grams are in training, and more than half of those of {mostly:.1%} of its "
+        f"documents{left}"
+    )
 
 
 def _inputs(params: Params) -> dict[str, Any]:

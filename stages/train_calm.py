@@ -12,40 +12,41 @@ from calm_core.storage.provenance import require_intact, require_latents_of, req
 from calm_core.tokens.openings import commonest_document_end
 from calm_core.tokens.shards import TokenStream
 from calm_core.tokens.tokenizer import load_tokenizer
-from stages.runner.run import Measured, run_stage
+from stages.runner.places import RUN, Places
+from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
 
-TOKENS, LATENTS = Path("data/tokens"), Path("data/latents")
-TRAINED, MODEL = Path("models/autoencoder"), Path("models/calm")
+TOKENS = Path("data/tokens")
 
 
-def main(params: Params) -> Measured:
+def main(params: Params, places: Places = RUN) -> Measured:
     """Train and write, the frozen autoencoder beside the model."""
     encoded = params.calm.latents == "encoded"
+    trained, model_folder = places.models / "autoencoder", places.models / "calm"
 
     def verify() -> None:
         # Before hours of training: tokens, latents and autoencoder have to be those of one run.
         require_intact(TOKENS)
-        require_tokenizer_of(TRAINED, TOKENS)
+        require_tokenizer_of(trained, TOKENS)
         if encoded:
-            require_intact(LATENTS)
-            require_latents_of(LATENTS, TRAINED, TOKENS)
+            require_intact(places.latents)
+            require_latents_of(places.latents, trained, TOKENS)
 
-    with training_session("train_calm", params, Path("results/training/calm"), verify) as session:
-        tokens, autoencoder = TokenStream(TOKENS, "train"), load_model(Autoencoder, TRAINED)
+    with training_session(places.stage("train_calm"), params, places.results / "training/calm", verify) as session:
+        tokens, autoencoder = TokenStream(TOKENS, "train"), load_model(Autoencoder, trained)
         online = OnlineLatents(tokens, autoencoder, params.runtime.precision)
-        latents = LatentCorpus(LATENTS) if encoded else online
+        latents = LatentCorpus(places.latents) if encoded else online
         model = train_calm(params, tokens, latents, autoencoder, session.run)
     if not session.run.is_first:
         return {}
     # From the autoencoder's folder, which the checks above have tied to the tokens.
-    tokenizer = load_tokenizer(TRAINED / "tokenizer.json")
+    tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)
-    save_model(model, tokenizer, MODEL, params.calm.context_tokens, opening)
+    save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening)
     # A CALM is useless without the decoder of its latents, so its folder has both.
-    save_model(autoencoder, tokenizer, MODEL / AUTOENCODER)
+    save_model(autoencoder, tokenizer, model_folder / AUTOENCODER)
     return session.finish(params.calm.training_tokens)
 
 
 if __name__ == "__main__":
-    run_stage("train_calm", main, by_processes=True)
+    run_repeatable_stage("train_calm", main, by_processes=True)

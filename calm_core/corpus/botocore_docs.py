@@ -32,7 +32,7 @@ def plain_text(markup: str) -> str:
 
 
 def botocore_documents(data: Path | None = None) -> Iterator[dict[str, str]]:
-    """Yield {"text": ...} for each distinct documentation string, services in alphabetical order.
+    """Yield {"text": ..., "service": ...} for each distinct documentation string, services in alphabetical order.
 
     ``data`` is botocore's folder of API models; by default the installed package's.
     """
@@ -51,7 +51,7 @@ def botocore_documents(data: Path | None = None) -> Iterator[dict[str, str]]:
                 text = plain_text(markup)
                 if text and text not in seen:
                     seen.add(text)
-                    yield {"text": text}
+                    yield {"text": text, "service": service.name}
 
 
 def _documentation(model: str) -> list[str]:

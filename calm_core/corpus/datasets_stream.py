@@ -1,7 +1,7 @@
 """A dataset of the Hugging Face hub, or a folder that `datasets` understands, as a stream of its texts.
 
-As from files, nothing but the text is read of Parquet and of lines of JSON: other columns may differ from file to file,
-and hostile JSON never comes to Arrow, which it could crash.
+As from files, nothing but the text, and what decides its split, is read of Parquet and of lines of JSON: other columns
+may differ from file to file, and hostile JSON never comes to Arrow, which it could crash.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from datasets.packaged_modules.text.text import Text
 
 from calm_core.corpus.faults import no_field
 from calm_core.corpus.json_rows import JsonRows
-from calm_core.corpus.rows import BATCH_ROWS, PIECE_BYTES, Position, Table, Texts
+from calm_core.corpus.parquet_rows import groups_of
+from calm_core.corpus.rows import BATCH_ROWS, PIECE_BYTES, Groups, Position, Table, Texts
 from calm_core.errors import CalmError, one_line
 from calm_core.params import CorpusParams
 
@@ -32,13 +33,17 @@ def dataset_tables(corpus: CorpusParams, position: Position | None) -> Iterator[
     if position is not None:
         row = position["rows"]
         tables.load_state_dict(position["stream"])
-    lines = JsonRows(name, corpus.text_field, found=row > 0) if is_json_lines else None
+    group_field = _group_field(corpus)
+    lines = JsonRows(name, corpus.text_field, group_field, found=row > 0) if is_json_lines else None
     try:
         for table in tables.iter(BATCH_ROWS):
-            texts = _values(table, corpus.text_field, name, row) if lines is None else _of_lines(table, lines, row)
+            if lines is None:
+                texts, groups = _values(table, corpus.text_field, group_field, name, row)
+            else:
+                texts, groups = _of_lines(table, lines, row)
             row += table.num_rows
             here = {"rows": row, "stream": tables.state_dict()}
-            yield Table(texts, (0, here) if lines is None or lines.found else None)
+            yield Table(texts, groups, (0, here) if lines is None or lines.found else None)
         if lines:
             lines.require_field()
     except (CalmError, MemoryError):
@@ -48,28 +53,38 @@ def dataset_tables(corpus: CorpusParams, position: Position | None) -> Iterator[
         raise CalmError(f"{name} cannot be read after row {row:,}: {one_line(error)}{remedy}") from None
 
 
-def _values(table: Any, field: str, name: str, row: int) -> Texts:
-    _require_field(field, table.column_names, name)
+def _group_field(corpus: CorpusParams) -> str | None:
+    return None if corpus.split_unit == "document" else corpus.split_unit
+
+
+def _values(table: Any, field: str, group_field: str | None, name: str, row: int) -> tuple[Texts, Groups]:
+    _require_fields(field, group_field, table.column_names, name)
     values = table[field].to_pylist()
     for number, value in enumerate(values, row + 1):
         if not isinstance(value, str | None):
             kind = table.schema.field(field).type
             raise CalmError(f"{name}, row {number:,}: field {field!r} holds {kind}, not text; change corpus.text_field")
-    return list(values)
+    if group_field is None:
+        return list(values), None
+    return list(values), groups_of(values, table[group_field].to_pylist(), name, group_field, row + 1)
 
 
-def _require_field(field: str, fields: list[str], name: str) -> None:
+def _require_fields(field: str, group_field: str | None, fields: list[str], name: str) -> None:
     if field not in fields:
         raise no_field(name, field, fields)
+    if group_field is not None and group_field not in fields:
+        raise no_field(name, group_field, fields, "split_by")
 
 
-def _of_lines(table: Any, rows: JsonRows, row: int) -> Texts:
+def _of_lines(table: Any, rows: JsonRows, row: int) -> tuple[Texts, Groups]:
     lines = enumerate(table["text"].to_pylist(), row + 1)
-    return [
-        rows.of_line(line.removeprefix("\ufeff"), number, ended=True)
-        for number, line in lines
-        if line and not line.isspace()
-    ]
+    return rows.columns(
+        [
+            rows.of_line(line.removeprefix("\ufeff"), number, ended=True)
+            for number, line in lines
+            if line and not line.isspace()
+        ]
+    )
 
 
 def _open(corpus: CorpusParams) -> tuple[Any, bool]:
@@ -86,9 +101,12 @@ def _open(corpus: CorpusParams) -> tuple[Any, bool]:
                 return lines, True
         stream = builder.as_streaming_dataset(split=split)
         if isinstance(builder.config, ParquetConfig) and builder.info.features:
-            _require_field(corpus.text_field, list(builder.info.features), f"dataset {corpus.dataset!r}")
+            group_field = _group_field(corpus)
+            name = f"dataset {corpus.dataset!r}"
+            _require_fields(corpus.text_field, group_field, list(builder.info.features), name)
+            columns = list({corpus.text_field: None} | ({} if group_field is None else {group_field: None}))
             # So many rows at once, since a group of rows that is empty gives no number of its own.
-            builder.config.columns, builder.config.batch_size = [corpus.text_field], BATCH_ROWS
+            builder.config.columns, builder.config.batch_size = columns, BATCH_ROWS
             stream = builder.as_streaming_dataset(split=split)
         return stream, False
     except CalmError:

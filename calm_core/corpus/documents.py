@@ -1,14 +1,13 @@
 """Where text comes from: botocore's documentation, local files, or any Hugging Face dataset.
 
-Every source is streamed: only the longest document has to fit in memory. A hash of
-its text alone assigns a document to a split: it never moves between splits, whatever else is added, and copies of a
-text stay in one split.
+Every source is streamed: only the longest document has to fit in memory. With each document goes the group that
+decides its split (splits.py).
 
 A stream can resume at any document: it seeks to the last mark before that document and skips the documents between,
 without opening earlier files again. Only botocore's documentation is always read from its beginning, to find copies.
 """
 
-import hashlib
+import itertools
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +24,13 @@ from calm_core.params import CorpusParams
 
 MARK_DOCUMENTS = 4096
 """Least number of documents between two marks."""
+
+
+class Document(NamedTuple):
+    """A text, and what decides its split: itself, its file, or the value of a field of its row."""
+
+    text: str
+    group: str
 
 
 class Mark(NamedTuple):
@@ -47,12 +53,12 @@ class Place(NamedTuple):
 
 
 class Documents:
-    """The texts of a corpus in their order, empty ones left out, at most ``corpus.documents``, from ``start`` on.
+    """The documents of a corpus in their order, empty ones left out, at most ``corpus.documents``, from ``start`` on.
 
     In the end a line on standard error says how many rows had no text.
 
     Iterating raises CalmError: a file is missing, of an unknown format, not UTF-8 or damaged; a dataset or a field
-    cannot be found; there is no text at all.
+    cannot be found; a row has a text but no group; there is no text at all.
     """
 
     def __init__(self, corpus: CorpusParams, start: Place = Place()) -> None:  # noqa: B008 - a tuple of constants
@@ -61,17 +67,19 @@ class Documents:
         self._marks = deque([start.mark])
         self._read, self._without_text = start.mark.documents, start.mark.without_text
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Document]:
         if self._start.documents == self._corpus.documents:
             return
         for table in _tables(self._corpus, self._start.mark):
-            for text in table.texts:
+            groups = itertools.repeat(table.groups) if isinstance(table.groups, str | None) else table.groups
+            # Not strict: one group is repeated for all.
+            for text, group in zip(table.texts, groups, strict=False):
                 if not text or text.isspace():
                     self._without_text += 1
                     continue
                 self._read += 1
                 if self._read > self._start.documents:
-                    yield text
+                    yield Document(text, text if group is None else group)
                 if self._read == self._corpus.documents:
                     return self._tell()
             # Not at every table: a resumed stream may as well skip some documents.
@@ -102,7 +110,7 @@ class Documents:
 
 def documents(corpus: CorpusParams) -> Iterator[str]:
     """Yield the texts of ``corpus``, as ``Documents`` does, from the first on."""
-    return iter(Documents(corpus))
+    return (document.text for document in Documents(corpus))
 
 
 def describe(corpus: CorpusParams) -> dict[str, str]:
@@ -115,13 +123,6 @@ def describe(corpus: CorpusParams) -> dict[str, str]:
     return {"source": f"dataset: {name}", "licence": "as stated on the dataset's card"}
 
 
-def is_validation(text: str, validation_percent: float) -> bool:
-    """Whether ``text`` is held out: its SHA-256, read as a fraction, falls below ``validation_percent``."""
-    # surrogatepass: JSON may hold lone surrogates, which plain UTF-8 refuses.
-    fraction = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
-    return fraction < validation_percent / 100
-
-
 def _tables(corpus: CorpusParams, mark: Mark) -> Iterator[Table]:
     if corpus.source == "botocore":
         if botocore.__version__ != corpus.botocore_version:
@@ -129,7 +130,14 @@ def _tables(corpus: CorpusParams, mark: Mark) -> Iterator[Table]:
                 f"corpus.botocore_version is {corpus.botocore_version} but {botocore.__version__} is installed; "
                 "install requirements.lock, or set it to the installed version"
             )
-        return map(Table, in_batches(document["text"] for document in botocore_documents()))
+        return _botocore_tables(corpus)
     if corpus.source == "files":
         return file_tables(corpus, mark.file, mark.position)
     return dataset_tables(corpus, mark.position)
+
+
+def _botocore_tables(corpus: CorpusParams) -> Iterator[Table]:
+    by_service = corpus.split_unit == "service"
+    for batch in in_batches(botocore_documents()):
+        groups = [document["service"] for document in batch] if by_service else None
+        yield Table([document["text"] for document in batch], groups)

@@ -7,9 +7,18 @@ from pathlib import Path
 from calm_core.errors import CalmError, one_line
 
 
-def no_field(name: str, field: str, fields: Iterable[str]) -> CalmError:
-    """The error where what is called ``name`` has ``fields``, but not the ``field`` that should hold the text."""
-    return CalmError(f"{name} has no field {field!r}; corpus.text_field can be: {', '.join(fields)}")
+def no_field(name: str, field: str, fields: Iterable[str], key: str = "text_field") -> CalmError:
+    """The error where what is called ``name`` has ``fields``, but not the ``field`` that corpus.``key`` names."""
+    possible = ["document", *fields] if key == "split_by" else fields
+    return CalmError(f"{name} has no field {field!r}; corpus.{key} can be: {', '.join(possible)}")
+
+
+def no_group(name: str, field: str, kind: str) -> CalmError:
+    """The error where the ``field`` that corpus.split_by names holds ``kind`` in the row called ``name``."""
+    return CalmError(
+        f"{name}: field {field!r}, which corpus.split_by names, holds {kind}; every row needs text or a number "
+        "there, or set corpus.split_by to document"
+    )
 
 
 @contextmanager

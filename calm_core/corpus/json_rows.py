@@ -1,4 +1,4 @@
-"""Files of JSON, of whose rows only the text field is looked at: what others hold, and where, does not matter.
+"""Files of JSON, of whose rows only the text and what decides its split are looked at: other fields do not matter.
 
 Python's own reader takes a line at a time, tells the place of a mistake, and refuses what nests too deeply, where
 Arrow's kills the process.
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from calm_core.corpus.faults import no_field
-from calm_core.corpus.rows import BATCH_ROWS, Rows, Texts, in_batches
+from calm_core.corpus.rows import BATCH_ROWS, Groups, Rows, Texts, in_batches
+from calm_core.corpus.splits import group_of
 from calm_core.corpus.utf8 import decoded, opened_utf8
 from calm_core.errors import CalmError
 
@@ -24,22 +25,27 @@ MOST_FIELDS = 100
 _SPACES = re.compile(r"[ \t\n\r]*")
 
 
-def json_rows(path: Path, field: str, byte: int = 0, line: int = 1) -> Iterator[Rows]:
+Row = tuple[str | None, str | None]
+"""Text and group."""
+
+
+def json_rows(path: Path, field: str, group_field: str | None, byte: int = 0, line: int = 1) -> Iterator[Rows]:
     """A file of one JSON object a line or, read as a whole, of one list, or of objects over several lines (.json)."""
-    rows = JsonRows(str(path), field, found=byte > 0)
+    rows = JsonRows(str(path), field, group_field, found=byte > 0)
     with opened_utf8(path, byte) as file:
         if byte == 0 and _is_whole(file, path):
-            yield from ((texts, None) for texts in in_batches(rows.of_whole(decoded(file.read(), path, 0, 1))))
+            for batch in in_batches(rows.of_whole(decoded(file.read(), path, 0, 1))):
+                yield *rows.columns(batch), None
         else:
             while lines := list(itertools.islice(file, BATCH_ROWS)):
-                texts: Texts = []
+                read: list[Row] = []
                 for content in lines:
                     if content and not content.isspace():
                         text = decoded(content, path, byte, line)
-                        texts.append(rows.of_line(text, line, ended=content.endswith(b"\n")))
+                        read.append(rows.of_line(text, line, ended=content.endswith(b"\n")))
                     byte, line = byte + len(content), line + 1
                 # A file is known to have the field once a row has it, so it can be resumed from there on alone.
-                yield texts, {"byte": byte, "line": line} if rows.found else None
+                yield *rows.columns(read), {"byte": byte, "line": line} if rows.found else None
     rows.require_field()
 
 
@@ -61,17 +67,24 @@ def _is_whole(file: io.BufferedReader, path: Path) -> bool:
 
 
 class JsonRows:
-    """The text ``field`` of the rows in a file or dataset called ``name``; ``found``: a row is known to have it."""
+    """The text ``field`` of the rows in a file or dataset called ``name``; ``found``: a row is known to have it.
+
+    ``group_field`` decides the split of a row; None: its text does.
+    """
 
     # Numbers as floats: an integer of any length is read in a column that does not matter.
     _decoder = json.JSONDecoder(parse_int=float, strict=False)
 
-    def __init__(self, name: str, field: str, found: bool) -> None:
+    def __init__(self, name: str, field: str, group_field: str | None, found: bool) -> None:
         self.found = found
-        self._name, self._field = name, field
+        self._name, self._field, self._group_field = name, field, group_field
         self._fields: dict[str, None] = {}
 
-    def of_line(self, text: str, line: int, ended: bool) -> str | None:
+    def columns(self, rows: list[Row]) -> tuple[Texts, Groups]:
+        """Texts and groups of ``rows``."""
+        return [text for text, _ in rows], [group for _, group in rows] if self._group_field is not None else None
+
+    def of_line(self, text: str, line: int, ended: bool) -> Row:
         """The text in the object of line number ``line``, which ``ended`` with a newline or with the file."""
         try:
             row = self._decoder.decode(text)
@@ -80,9 +93,9 @@ class JsonRows:
             raise self._error(f"line {line}, column {error.colno}: {error.msg}{ends}") from None
         except RecursionError:
             raise self._error(f"line {line} nests too many levels") from None
-        return self._text(row, f"line {line}", "\\u" in text)
+        return self._row(row, f"line {line}", "\\u" in text)
 
-    def of_whole(self, text: str) -> Iterator[str | None]:
+    def of_whole(self, text: str) -> Iterator[Row]:
         """The texts in the one list, or the objects, that ``text`` holds."""
         at, escapes = _after_spaces(text, 0), "\\u" in text
         try:
@@ -94,12 +107,11 @@ class JsonRows:
                         raise json.JSONDecodeError("Extra data", text, at)
                     for number, row in enumerate(value, 1):
                         self.found = self.found or isinstance(row, str)
-                        yield self._text(
-                            {self._field: row} if isinstance(row, str) else row, f"entry {number}", escapes
-                        )
+                        fields = {self._field: row} if isinstance(row, str) else row
+                        yield self._row(fields, f"entry {number}", escapes)
                 else:
                     line = text.count("\n", 0, end) + 1
-                    yield self._text(value, f"the value that ends in line {line}", escapes)
+                    yield self._row(value, f"the value that ends in line {line}", escapes)
         except json.JSONDecodeError as error:
             raise self._error(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
         except RecursionError:
@@ -110,7 +122,7 @@ class JsonRows:
         if self._fields and not self.found:
             raise no_field(self._name, self._field, self._fields)
 
-    def _text(self, row: Any, place: str, escapes: bool) -> str | None:
+    def _row(self, row: Any, place: str, escapes: bool) -> Row:
         if not isinstance(row, dict):
             raise self._error(f"{place} holds {_kind(row)}, no object")
         if not self.found:
@@ -119,7 +131,7 @@ class JsonRows:
             self.found = self._field in row
         value = row.get(self._field)
         if value is None:
-            return None
+            return None, None
         if not isinstance(value, str):
             texts = ", ".join(name for name, other in row.items() if isinstance(other, str)) or "nowhere"
             raise CalmError(
@@ -128,7 +140,15 @@ class JsonRows:
             )
         if escapes:  # the one way in which JSON can hold half a character
             _require_characters(value, f"{self._name}, {place}")
-        return value
+        return value, self._group(row, value, f"{self._name}, {place}")
+
+    def _group(self, row: dict[str, Any], text: str, name: str) -> str | None:
+        # A row without text is no document, and needs no group.
+        if self._group_field is None or not text or text.isspace():
+            return None
+        if self._group_field not in row:
+            raise no_field(name, self._group_field, row, "split_by")
+        return group_of(row[self._group_field], name, self._group_field)
 
     def _error(self, message: str) -> CalmError:
         return CalmError(f"{self._name} cannot be read as json: {message}")

@@ -13,13 +13,13 @@ def text_rows(path: Path, unit: str, byte: int = 0, line: int = 1) -> Iterator[R
     """A text file's documents, paragraphs (what stands between empty lines) or lines; line ends become newlines."""
     with opened_utf8(path, byte) as file:
         if unit == "document":
-            yield [_newlines(decoded(file.read(), path, byte, line))], None
+            yield [_newlines(decoded(file.read(), path, byte, line))], None, None
             return
         for piece in _pieces(file, unit):
             text = _newlines(decoded(piece, path, byte, line))
             parts = text.split("\n") if unit == "line" else [part.strip("\n") for part in text.split("\n\n")]
             byte, line = byte + len(piece), line + piece.count(b"\n")
-            yield [part for part in parts if part and not part.isspace()], {"byte": byte, "line": line}
+            yield [part for part in parts if part and not part.isspace()], None, {"byte": byte, "line": line}
 
 
 def count_units(paths: list[Path], most: int) -> dict[str, int]:

@@ -42,6 +42,8 @@ _TOLD = 3
 class _Found(NamedTuple):
     files: list[Path]
     left_out: list[Path]
+    names: list[str]
+    """Of ``files``, from the folder or the fixed part of the glob that found them."""
 
 
 def source_files(corpus: CorpusParams) -> list[Path]:
@@ -51,6 +53,14 @@ def source_files(corpus: CorpusParams) -> list[Path]:
         CalmError: a path matches no file, or names one of an unknown format.
     """
     return _found(corpus).files
+
+
+def file_names(corpus: CorpusParams) -> list[str]:
+    """A name for each of ``source_files``: its path from the folder or the beginning of the glob that names it.
+
+    The same wherever that folder stands, and whatever other files there are.
+    """
+    return _found(corpus).names
 
 
 def told_source_files(corpus: CorpusParams) -> list[Path]:
@@ -87,17 +97,28 @@ def _endings(path: Path) -> tuple[str, str]:
 def _found(corpus: CorpusParams) -> _Found:
     if corpus.source == "huggingface" and Path(corpus.dataset).expanduser().is_dir():
         # What `datasets` makes of them is its own affair, the card in README.md included.
-        return _Found([path for path in _walk(Path(corpus.dataset).expanduser()) if path.is_file()], [])
-    files: dict[str, Path] = {}
+        folder = Path(corpus.dataset).expanduser()
+        files = [path for path in _walk(folder) if path.is_file()]
+        return _Found(files, [], _names_from(folder, files))
+    found_files: dict[str, tuple[Path, str]] = {}
     left_out: dict[str, Path] = {}
     folders: dict[Path, str] = {}
     for pattern in corpus.paths if corpus.source == "files" else ():
         found = _expand(pattern)
         # By what a path leads to: two patterns, or links of a download's cache, may name one file twice.
-        for path in found.files:
-            files.setdefault(_real(path, folders), path)
+        for path, name in zip(found.files, found.names, strict=True):
+            found_files.setdefault(_real(path, folders), (path, name))
         left_out.update((_real(path, folders), path) for path in found.left_out)
-    return _Found(list(files.values()), [path for real, path in left_out.items() if real not in files])
+    return _Found(
+        [path for path, _ in found_files.values()],
+        [path for real, path in left_out.items() if real not in found_files],
+        [name for _, name in found_files.values()],
+    )
+
+
+def _names_from(folder: Path, paths: list[Path]) -> list[str]:
+    """``paths`` from ``folder`` on, with / on every system."""
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def _real(path: Path, folders: dict[Path, str]) -> str:
@@ -119,11 +140,11 @@ def _expand(pattern: str) -> _Found:
         if Path(here).is_file():
             if file_format(Path(here)) is None:
                 raise CalmError(f"{here} is of an unknown format; {_remedy(Path(here))}")
-            return _Found([Path(here)], [])
+            return _Found([Path(here)], [], [Path(here).name])
         if Path(here).is_dir():
-            found = list(_walk(Path(here)))
+            folder, found = Path(here), list(_walk(Path(here)))
         else:
-            found = [path for path in _glob(here) if not path.is_dir()]
+            folder, found = _fixed_part(here), [path for path in _glob(here) if not path.is_dir()]
     except (OSError, RuntimeError) as error:  # RuntimeError: no home of such a user
         place = getattr(error, "filename", None) or pattern
         raise CalmError(f"corpus.paths: {place}: {getattr(error, 'strerror', None) or error}") from None
@@ -136,13 +157,23 @@ def _expand(pattern: str) -> _Found:
     left_out = sorted(set(found) - set(files))
     if not files:
         raise CalmError(f"corpus.paths: {pattern} matches no file{_why_none(left_out, here)}")
-    return _Found(files, left_out)
+    return _Found(files, left_out, _names_from(folder, files))
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder that a glob begins with."""
+    parts = Path(pattern).parts
+    return Path(*parts[: _fixed_parts(parts)])
+
+
+def _fixed_parts(parts: tuple[str, ...]) -> int:
+    return next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
 
 
 def _glob(pattern: str) -> Iterator[Path]:
     """What ``pattern`` matches but for markers, unless it asks for names that begin as theirs do."""
     parts = Path(pattern).parts
-    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    fixed = _fixed_parts(parts)
     asked = any(part.startswith("_") for part in parts[fixed:])
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
         if asked or not any(part.startswith("_") for part in path.parts[fixed:]):

@@ -1,12 +1,14 @@
-"""From documents to token shards in bounded memory: train the tokenizer on a sample, then encode in batches.
+"""From documents to token shards in bounded memory: train the tokenizer on a sample, encode in batches, decontaminate.
 
-Encoding commits its work in stretches: the documents up to the one that fills a shard of either split. The shards of a
+Encoding commits its work in stretches: the documents up to the one that fills a shard of any split. The shards of a
 finished stretch are kept with a record of where in the corpus the next one begins, so a killed process loses no more
-than one stretch.
+than one stretch. At the end the held-out splits are written anew without the documents that training has mostly seen.
 """
 
 import json
+import math
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from calm_core.corpus.documents import Documents, Mark, Place, describe, is_validation
+from calm_core.corpus.decontamination import NGRAM_TOKENS, describe_seen, seen_in_training, write_documents
+from calm_core.corpus.documents import Document, Documents, Mark, Place, describe
 from calm_core.corpus.plain_text import count_units
+from calm_core.corpus.splits import HELD_OUT, SPLITS, split_of
 from calm_core.corpus.text_files import file_format, source_files
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
 from calm_core.runtime.progress import progress
+from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.batch_encoding import encode_documents
 from calm_core.tokens.blocks import require_block
 from calm_core.tokens.round_trip import told_changes, told_losses
-from calm_core.tokens.shards import TokenWriter
+from calm_core.tokens.shards import TokenStream, TokenWriter
 from calm_core.tokens.tokenizer import (
     TOKENIZER,
     end_of_text_id,
@@ -36,21 +41,19 @@ from calm_core.tokens.tokenizer import (
     vocabulary_size_of,
 )
 
-SPLITS = ("train", "validation")
-
 MOST_COUNTED = 100_000
 """Lines that are counted for a message."""
 
 
 def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) -> dict[str, Any]:
-    """Write tokenizer.json, the shards of both splits and description.json into ``folder``; returns the description.
+    """Write tokenizer.json, the shards of all splits and description.json into ``folder``; returns the description.
 
     Resumes from what an interrupted call with the same corpus and params left in ``kept``; the result is the same,
     byte for byte.
 
     Raises:
-        CalmError: the corpus cannot be read, leaves a split without a document, or has too few held-out tokens for
-            one block of evaluation.
+        CalmError: the corpus cannot be read, leaves a split without a document, or has too few tokens in a held-out
+            split for one block of evaluation.
     """
     _require_several_documents(params.corpus)
     if kept is None:
@@ -65,40 +68,98 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
         what = f"{shards} shards, {done.place.documents:,} documents" if shards else "the training of the tokenizer"
         kept.tell(f"goes on after {what}")
         documents = Documents(params.corpus, done.place)
-        texts = _Texts(documents, iter(documents))
+        texts = _Texts(documents, iter(documents), params.corpus)
     tokenizer = parse_tokenizer(kept.read_bytes(TOKENIZER, digest), Path(TOKENIZER))
-    done = _encode(tokenizer, digest, texts, done, params.corpus.validation_percent, kept)
-
-    for split, counts in done.counts.items():
-        if not counts.documents:
-            number = sum(other.documents for other in done.counts.values())
-            smaller = _smaller_units(params.corpus, source_files(params.corpus))
-            raise CalmError(
-                f"none of the corpus's {number:,} documents falls into the {split} split; use more, or another "
-                f"corpus.validation_percent (now {params.corpus.validation_percent:g}){smaller}"
-            )
-    # Fails here and not in the evaluation, after all the training.
-    context_tokens = max(params.calm.context_tokens, params.transformer.context_tokens)
-    require_block(done.counts["validation"].tokens, context_tokens)
-    files = {TOKENIZER: digest} | done.sha256["train"] | done.sha256["validation"]
-    for name, sha256 in files.items():
-        kept.put(name, sha256, folder)
+    done = _encode(tokenizer, digest, texts, done, kept)
+    _require_documents(params.corpus, done.counts)
+    for name, of_file in ({TOKENIZER: digest} | done.sha256["train"]).items():
+        kept.put(name, of_file, folder)
+    held_out = _put_held_out(params, done, vocabulary_size_of(tokenizer), kept, folder)
     description = {
         **describe(params.corpus),
         "vocabulary_size": vocabulary_size_of(tokenizer),
         "end_of_text_id": end_of_text_id(tokenizer),
         "sha256": {TOKENIZER: digest},
-        "splits": {split: {**done.counts[split]._asdict(), "sha256": done.sha256[split]} for split in SPLITS},
+        "splits": {"train": {**done.counts["train"]._asdict(), "sha256": done.sha256["train"]}, **held_out},
     }
     write_json(folder / DESCRIPTION, description)
     return description
+
+
+def _put_held_out(
+    params: Params, done: "_Done", vocabulary_size: int, kept: FinishedFiles, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Put the held-out splits beside training's in ``folder``; returns what the description says of each.
+
+    Where ``corpus.deduplicate``, those of their documents are left out that training has mostly seen.
+    """
+    described: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for split in HELD_OUT:
+            for name, digest in done.sha256[split].items():
+                kept.put(name, digest, Path(scratch))
+        streams = {split: TokenStream(Path(scratch), split) for split in HELD_OUT}
+        for split, seen in seen_in_training(streams, TokenStream(folder, "train")).items():
+            stays = ~seen.mostly | np.array(not params.corpus.deduplicate)
+            lengths = np.diff(streams[split].document_ends.numpy(), prepend=0)
+            counts = _require_block(params, split, done, lengths, stays)
+            digests = done.sha256[split]
+            if stays.all():
+                for name, digest in digests.items():
+                    kept.put(name, digest, folder)
+            else:
+                paths = write_documents(streams[split], stays, TokenWriter(folder, split, vocabulary_size))
+                digests = {path.name: sha256(path) for path in paths}
+            figures = describe_seen(seen, seen.of(stays))
+            described[split] = {**counts._asdict(), "seen_in_training": figures, "sha256": digests}
+    return described
+
+
+def _require_block(params: Params, split: str, done: "_Done", lengths: np.ndarray, stays: np.ndarray) -> "_Counts":
+    """The counts of a held-out ``split`` of documents of ``lengths`` tokens, of which ``stays`` [documents] bool stay.
+
+    Raises CalmError if that is too little: here and not in the evaluation, after all the training.
+    """
+    counts, dropped = done.counts[split], int((~stays).sum())
+    tokens = counts.tokens - int(lengths[~stays].sum())
+    why, remedy = "", f"a larger corpus.{split}_percent"
+    if dropped:
+        why = (
+            f", since {dropped:,} of its {len(stays):,} documents were dropped, of whose {NGRAM_TOKENS}-grams training "
+            "has more than half"
+        )
+        by_document = "" if params.corpus.split_unit == "document" else "corpus.split_by: document, "
+        remedy += f", {by_document}corpus.deduplicate: false"
+    context_tokens = max(params.calm.context_tokens, params.transformer.context_tokens)
+    require_block(tokens, context_tokens, f"the {split} split", why, remedy)
+    return _Counts(len(stays) - dropped, counts.characters - int(done.characters[split][~stays].sum()), tokens)
+
+
+def _require_documents(corpus: CorpusParams, counts: dict[str, "_Counts"]) -> None:
+    """Raise CalmError if a split has none."""
+    empty = next((split for split in SPLITS if not counts[split].documents), None)
+    if empty is None:
+        return
+    number = sum(of_split.documents for of_split in counts.values())
+    percents = f"corpus.validation_percent {corpus.validation_percent:g}, corpus.test_percent {corpus.test_percent:g}"
+    other = "smaller" if empty == "train" else "larger"
+    remedy = f"use more text or {other} percents"
+    if corpus.split_unit != "document":
+        remedy += f", or corpus.split_by: document (now a {corpus.split_unit} is in one split as a whole)"
+    elif empty != "train" and (enough := min(25, math.ceil(400 / number))) > getattr(corpus, f"{empty}_percent"):
+        # Of so many per cent some four documents are expected: then a split has none in 1 case of 50.
+        remedy += f", {enough} each for so few"
+    smaller = _smaller_units(corpus, source_files(corpus))
+    raise CalmError(
+        f"none of the corpus's {number:,} documents falls into the {empty} split ({percents}); {remedy}{smaller}"
+    )
 
 
 def _require_several_documents(corpus: CorpusParams) -> None:
     """Raise CalmError if the corpus is one text file that is one document: a split would have none."""
     files = source_files(corpus)
     if len(files) == 1 and (smaller := _smaller_units(corpus, files)):
-        raise CalmError(f"{files[0]} is one document, but both splits need text{smaller}")
+        raise CalmError(f"{files[0]} is one document, but all three splits need text{smaller}")
 
 
 def _smaller_units(corpus: CorpusParams, paths: list[Path]) -> str:
@@ -130,21 +191,41 @@ class _Done(NamedTuple):
     counts: dict[str, _Counts]
     sha256: dict[str, dict[str, str]]
     """Of each shard by its name, in each split."""
+    characters: dict[str, np.ndarray]
+    """Of each document of the held-out splits, [documents] int64."""
 
 
-class _Texts(NamedTuple):
-    """The documents to encode; ``source`` gives the place of each, to resume at."""
+class _Texts:
+    """The texts of ``documents`` to encode, and their splits; ``source`` gives the place of each, to resume at."""
 
-    source: Documents
-    texts: Iterator[str]
+    def __init__(self, source: Documents, documents: Iterator[Document], corpus: CorpusParams) -> None:
+        self.source = source
+        self._documents, self._corpus = documents, corpus
+        # Reading runs ahead of encoding by some batches.
+        self._splits = deque[int]()
+
+    def __iter__(self) -> Iterator[str]:
+        for document in self._documents:
+            self._splits.append(SPLITS.index(_split(document, self._corpus)))
+            yield document.text
+
+    def splits(self, count: int) -> np.ndarray:
+        """The splits of the next ``count`` texts, as numbers of ``SPLITS``, [count] uint8; each is told once."""
+        return np.fromiter((self._splits.popleft() for _ in range(count)), np.uint8, count)
+
+
+def _split(document: Document, corpus: CorpusParams) -> str:
+    return split_of(document.group, corpus.validation_percent, corpus.test_percent)
 
 
 def _done(kept: FinishedFiles, tokenizer_digest: str | None) -> _Done:
     """The state after the longest run of intact stretches, from the beginning, that this tokenizer encoded."""
-    done = _Done(0, Place(), dict.fromkeys(SPLITS, _Counts()), {split: {} for split in SPLITS})
+    no_shards = {split: dict[str, str]() for split in SPLITS}
+    no_characters = dict.fromkeys(HELD_OUT, np.empty(0, np.int64))
+    done = _Done(0, Place(), dict.fromkeys(SPLITS, _Counts()), no_shards, no_characters)
     while tokenizer_digest and (digest := kept.find(_record_name(done.stretches))):
         record = json.loads(kept.read_bytes(_record_name(done.stretches), digest))
-        shards = {name: sha256 for names in record["sha256"].values() for name, sha256 in names.items()}
+        shards = {name: digest for names in record["sha256"].values() for name, digest in names.items()}
         if record["tokenizer"] != tokenizer_digest or any(kept.find(name) != shards[name] for name in shards):
             break
         documents, mark = record["place"]
@@ -153,6 +234,10 @@ def _done(kept: FinishedFiles, tokenizer_digest: str | None) -> _Done:
             Place(documents, Mark(*mark)),
             {split: _Counts(**record["counts"][split]) for split in SPLITS},
             {split: done.sha256[split] | record["sha256"][split] for split in SPLITS},
+            {
+                split: np.append(done.characters[split], np.array(record["characters"][split], int))
+                for split in HELD_OUT
+            },
         )
     return done
 
@@ -163,8 +248,8 @@ def _record_name(stretch: int) -> str:
 
 def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
     """Train or load the tokenizer and keep it; returns its SHA-256, and all documents, those it read included."""
-    documents, percent = Documents(params.corpus), params.corpus.validation_percent
-    texts = iter(documents)
+    source = Documents(params.corpus)
+    documents = iter(source)
     if params.tokenizer.path:
         tokenizer = load_tokenizer(Path(params.tokenizer.path))
         if (size := vocabulary_size_of(tokenizer)) != params.tokenizer.vocabulary_size:
@@ -176,35 +261,27 @@ def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
             kept.tell(f"{params.tokenizer.path}: {told}")
     else:
         # The sample is read once and kept: reading a remote stream again would be slow.
-        beginning = _beginning(texts, params.tokenizer.training_megabytes * 10**6, percent)
-        sample = (text for text in beginning if not is_validation(text, percent))
+        beginning = _beginning(documents, params.tokenizer.training_megabytes * 10**6, params.corpus)
+        sample = (document.text for document in beginning if _split(document, params.corpus) == "train")
         with progress("tokenizer training", None, "documents") as advance:
             tokenizer = train_tokenizer(_counted(sample, advance), params.tokenizer.vocabulary_size)
-        texts = _emptied(beginning, texts)
+        documents = _emptied(beginning, documents)
     with kept.scratch() as scratch:
         tokenizer.save(str(scratch / TOKENIZER))
-        return kept.keep(scratch / TOKENIZER), _Texts(documents, texts)
+        return kept.keep(scratch / TOKENIZER), _Texts(source, documents, params.corpus)
 
 
-def _encode(
-    tokenizer: Tokenizer,
-    tokenizer_digest: str,
-    texts: _Texts,
-    done: _Done,
-    validation_percent: float,
-    kept: FinishedFiles,
-) -> _Done:
+def _encode(tokenizer: Tokenizer, tokenizer_digest: str, texts: _Texts, done: _Done, kept: FinishedFiles) -> _Done:
     """Encode ``texts``, the documents after ``done``, and keep them stretch by stretch."""
     documents = done.place.documents
     with kept.scratch() as scratch, progress("tokenise", None, "documents", documents) as advance:
         splits = _SplitWriters(scratch, vocabulary_size_of(tokenizer), done)
-        for batch in encode_documents(tokenizer, texts.texts):
+        for batch in encode_documents(tokenizer, iter(texts)):
             if not documents and (told := told_changes(tokenizer, batch.texts)):
                 kept.tell(told)
-            held_out = np.array([is_validation(text, validation_percent) for text in batch.texts])
             characters = np.array([len(text) for text in batch.texts])
             # A batch may hold the ends of several stretches.
-            rest = _SplitDocuments(batch.token_ids, batch.lengths, characters, held_out)
+            rest = _SplitDocuments(batch.token_ids, batch.lengths, characters, texts.splits(len(batch.texts)))
             while len(rest.lengths):
                 count, filled = splits.documents_of_stretch(rest)
                 splits.write(rest.first(count))
@@ -222,19 +299,26 @@ def _keep_stretch(
     splits: "_SplitWriters", place: Place, done: _Done, tokenizer_digest: str, kept: FinishedFiles, scratch: Path
 ) -> _Done:
     """End the stretch before ``place``: keep its shards and the record of them."""
-    sha256 = {split: {path.name: kept.keep(path) for path in paths} for split, paths in splits.finish().items()}
-    counts = splits.counts()
+    digests = {split: {path.name: kept.keep(path) for path in paths} for split, paths in splits.finish().items()}
+    counts, characters = splits.counts(), splits.characters()
     record = {
         "tokenizer": tokenizer_digest,
         "place": place,
         "counts": {split: counts[split]._asdict() for split in SPLITS},
-        "sha256": sha256,
+        "sha256": digests,
+        "characters": {split: characters[split].tolist() for split in HELD_OUT},
     }
     # The record is the commit: written last, after all that it names.
     path = scratch / _record_name(done.stretches)
     write_json(path, record)
     kept.keep(path)
-    return _Done(done.stretches + 1, place, counts, {split: done.sha256[split] | sha256[split] for split in SPLITS})
+    return _Done(
+        done.stretches + 1,
+        place,
+        counts,
+        {split: done.sha256[split] | digests[split] for split in SPLITS},
+        {split: np.append(done.characters[split], characters[split]) for split in HELD_OUT},
+    )
 
 
 class _SplitDocuments(NamedTuple):
@@ -243,7 +327,8 @@ class _SplitDocuments(NamedTuple):
     token_ids: np.ndarray
     lengths: np.ndarray
     characters: np.ndarray
-    held_out: np.ndarray
+    splits: np.ndarray
+    """As numbers of ``SPLITS``."""
 
     def first(self, count: int) -> "_SplitDocuments":
         """The first ``count`` documents."""
@@ -257,11 +342,11 @@ class _SplitDocuments(NamedTuple):
 
     def of(self, split: str) -> np.ndarray:
         """Which documents go to ``split``, [documents] bool."""
-        return self.held_out if split == "validation" else ~self.held_out
+        return self.splits == SPLITS.index(split)
 
 
 class _SplitWriters:
-    """The open shards of both splits, which continue after ``done``."""
+    """The open shards of all splits, which continue after ``done``."""
 
     def __init__(self, folder: Path, vocabulary_size: int, done: _Done) -> None:
         self._writers: dict[str, TokenWriter] = {}
@@ -269,10 +354,11 @@ class _SplitWriters:
             shards, counts = len(done.sha256[split]), done.counts[split]
             self._writers[split] = TokenWriter(folder, split, vocabulary_size, shards, counts.documents, counts.tokens)
         self._characters = {split: done.counts[split].characters for split in SPLITS}
+        self._of_documents: dict[str, list[np.ndarray]] = {split: [] for split in HELD_OUT}
 
     def documents_of_stretch(self, documents: _SplitDocuments) -> tuple[int, bool]:
         """How many of ``documents`` belong to this stretch, and whether it ends there, as the last fills a shard."""
-        # The first document, in either split, at which that split's running sum of tokens reaches what its shard has
+        # The first document, in any split, at which that split's running sum of tokens reaches what its shard has
         # left.
         filling = min(
             int(np.searchsorted(np.cumsum(documents.lengths * documents.of(split)), writer.room))
@@ -288,9 +374,11 @@ class _SplitWriters:
             of_split = np.repeat(here, documents.lengths)
             writer.write_documents(documents.token_ids[of_split], documents.lengths[here])
             self._characters[split] += int(documents.characters[here].sum())
+            if split in HELD_OUT:
+                self._of_documents[split].append(documents.characters[here])
 
     def finish(self) -> dict[str, list[Path]]:
-        """End the shards of both splits, full or not; returns the new ones of each, none where it got no document."""
+        """End the shards of all splits, full or not; returns the new ones of each, none where it got no document."""
         finished: dict[str, list[Path]] = {}
         for split, writer in self._writers.items():
             writer.flush()
@@ -304,27 +392,34 @@ class _SplitWriters:
             for split, writer in self._writers.items()
         }
 
+    def characters(self) -> dict[str, np.ndarray]:
+        """Of each document of the held-out splits since the last call, [documents] int64."""
+        none = np.empty(0, np.int64)
+        told = {split: np.concatenate([none, *counted]) for split, counted in self._of_documents.items()}
+        self._of_documents = {split: [] for split in HELD_OUT}
+        return told
 
-def _beginning(texts: Iterator[str], limit: int, validation_percent: float) -> list[str]:
-    """The first of ``texts``, as far as their training split reaches ``limit`` bytes of UTF-8; reads no further."""
-    beginning: list[str] = []
+
+def _beginning(documents: Iterator[Document], limit: int, corpus: CorpusParams) -> list[Document]:
+    """The first of ``documents``, as far as their training split reaches ``limit`` bytes of UTF-8; reads no further."""
+    beginning: list[Document] = []
     total = 0
-    for text in texts:
-        beginning.append(text)
-        if not is_validation(text, validation_percent):
-            total += len(text.encode())
+    for document in documents:
+        beginning.append(document)
+        if _split(document, corpus) == "train":
+            total += len(document.text.encode())
         if total >= limit:
             break
     return beginning
 
 
-def _emptied(beginning: list[str], texts: Iterator[str]) -> Iterator[str]:
-    """First the texts of ``beginning``, each freed once it is yielded, then ``texts``."""
+def _emptied(beginning: list[Document], documents: Iterator[Document]) -> Iterator[Document]:
+    """First those of ``beginning``, each freed once it is yielded, then ``documents``."""
     # Reversed, so that pop() takes the first in constant time and frees it.
     beginning.reverse()
     while beginning:
         yield beginning.pop()
-    yield from texts
+    yield from documents
 
 
 def _counted(texts: Iterator[str], advance: Any) -> Iterator[str]:

@@ -31,6 +31,8 @@ from calm_core.costs.flops import (
     calm_flops,
     transformer_flops,
 )
+from calm_core.costs.matching import with_matched_steps
+from calm_core.costs.run_shapes import scored_targets
 from calm_core.errors import CalmError
 from calm_core.latents.shards import latent_bytes
 from calm_core.nn.draws import GeneratorDraws
@@ -126,6 +128,8 @@ class Plan(Figures):
     calm: ModelPlan
     transformer: ModelPlan
     corpus: CorpusPlan
+    seeds: int
+    """How often all are trained; the figures are those of once."""
 
 
 def plan(params: Params, devices: int, device_flops: float, utilisation: float) -> Plan:
@@ -135,8 +139,10 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
     ``utilisation`` of them. Precision auto is taken as bfloat16, the vocabulary to be as large as ``params`` says.
 
     Raises:
-        CalmError: ``devices`` is below 1, ``device_flops`` no positive number, ``utilisation`` outside (0, 1].
+        CalmError: ``devices`` is below 1, ``device_flops`` no positive number, ``utilisation`` outside (0, 1]; or as
+            ``with_matched_steps``.
     """
+    params = with_matched_steps(params)
     if devices < 1:
         raise CalmError(f"devices is {devices}; it must be 1 or more")
     if not 0 < device_flops < math.inf:
@@ -177,6 +183,7 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
             calm=model_plan(_calm_training(params)),
             transformer=model_plan(_transformer_training(params)),
             corpus=_corpus_plan(params),
+            seeds=1 + len(params.evaluation.seeds),
         )
 
 
@@ -212,6 +219,7 @@ def render_plan(plan: Plan) -> RenderableType:
         f"{plan.autoencoder_patches} patches); sharding spreads weights, gradients and optimiser state alone. "
         "Encoding and evaluation are not counted. A micro-batch is what a device takes at once, by "
         "runtime.gradient_accumulation.",
+        *([f"All are trained {plan.seeds} times, once a seed (evaluation.seeds)."] if plan.seeds > 1 else []),
     )
     return Group(table, *(Text(note) for note in notes))
 
@@ -285,8 +293,7 @@ def _calm_training(params: Params) -> _Training:
         posterior = Posterior(*torch.zeros(2, positions, config.latent_size))
         return model.head.loss(hidden_states, posterior, draws, objective).total
 
-    scored_targets = objective.scored_targets if objective.spaces and section.head == "energy" else 0
-    flops = calm_flops(config, coder, context, section.samples, scored_targets)
+    flops = calm_flops(config, coder, context, section.samples, scored_targets(section))
     return _Training(section, flops, model, loss, section.batch_sequences, frozen=tuple(autoencoder.parameters()))
 
 

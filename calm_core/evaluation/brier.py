@@ -7,8 +7,8 @@ Brier-n takes the next n tokens as one symbol; BrierLM is 100 times the geometri
 Notable:
 - S samples a position give a U-statistic over all S (S - 1) / 2 pairs; two are the paper's estimator;
 - a model with exact probabilities needs sampling only for the prefixes of the collision term;
-- the interval comes from a bootstrap over documents, since positions of one document are not independent; that of a
-  difference draws the same documents for both models.
+- scores are summed by document: intervals (intervals.py) resample documents, as positions of one are not independent;
+- and by eighth of the block, since a position knows what stands before it in its block, and no more.
 """
 
 from typing import NamedTuple
@@ -19,18 +19,23 @@ from torch import Tensor
 
 from calm_core.tokens.blocks import MAX_TOKENS
 
-RESAMPLED_AT_ONCE = 1 << 16
-"""Documents of a bootstrap's draws that are in memory together."""
-
 SCORES = [f"brier_{n}" for n in range(1, MAX_TOKENS + 1)]
 
+PARTS = 8
+"""Equal parts of a block by which scores are told apart, eighths."""
 
-def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
-    """Unbiased Brier-1 to Brier-n of each position, [..., n] float32.
 
-    ``samples`` [S, ..., n] are S >= 2 independent continuations of n token ids, ``targets`` [..., n] the
-    true ones: (2 / S) sum_i 1[x_i = y] - 2 / (S (S - 1)) sum_{i<j} 1[x_i = x_j], equality of the first 1 to n tokens.
-    """
+class BrierTerms(NamedTuple):
+    """What Brier-1 to Brier-n are made of, each [..., n] float32: Brier = 2 accuracy - collision."""
+
+    accuracy: Tensor
+    """How often a sample's first 1 to n tokens are the true ones."""
+    collision: Tensor
+    """How often those of two samples agree."""
+
+
+def terms_from_samples(samples: Tensor, targets: Tensor) -> BrierTerms:
+    """Unbiased accuracy and collision terms of each position, from S >= 2 samples; as ``brier_from_samples``."""
     count = samples.shape[0]
     if count < 2:
         raise ValueError(f"Brier needs 2 samples a position or more, got {count}")
@@ -40,7 +45,17 @@ def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
     collisions = torch.zeros_like(hits)
     for index in range(1, count):
         collisions += _same_prefix(samples[:index], samples[index]).float().sum(dim=0)
-    return 2 * hits - collisions / (count * (count - 1) / 2)
+    return BrierTerms(hits, collisions / (count * (count - 1) / 2))
+
+
+def brier_from_samples(samples: Tensor, targets: Tensor) -> Tensor:
+    """Unbiased Brier-1 to Brier-n of each position, [..., n] float32.
+
+    ``samples`` [S, ..., n] are S >= 2 independent continuations of n token ids, ``targets`` [..., n] the
+    true ones: (2 / S) sum_i 1[x_i = y] - 2 / (S (S - 1)) sum_{i<j} 1[x_i = x_j], equality of the first 1 to n tokens.
+    """
+    accuracy, collision = terms_from_samples(samples, targets)
+    return 2 * accuracy - collision
 
 
 def brier_from_probabilities(target_log_probabilities: Tensor, prefix: Tensor, collision: Tensor) -> Tensor:
@@ -66,97 +81,33 @@ def brierlm(brier: Tensor) -> Tensor:
     return 100 * brier.clamp(min=0).prod(dim=-1) ** (1 / MAX_TOKENS)
 
 
-class BrierLM(NamedTuple):
-    """BrierLM and what it is made of; every file of results that has it names and orders these fields so."""
+def per_document(document: Tensor, eighth: Tensor, scores: Tensor) -> pl.DataFrame:
+    """Sums of ``scores`` [positions, 4] over the positions of a document in an eighth of a block, with their number.
 
-    brierlm: float
-    brierlm_ci95: list[float]
-    """Quantiles of 2.5 % and 97.5 % of its bootstrap."""
-    brier: list[float]
-    """Brier-1 to Brier-4, averaged over positions."""
-    positions: int
-    documents: int
-
-
-def per_document(document: Tensor, scores: Tensor) -> pl.DataFrame:
-    """Sums of ``scores`` [positions, 4] over the positions of each document, with their number.
-
-    ``document`` [positions] numbers the document that each position's target starts in. Both are on the CPU.
+    ``document`` [positions] numbers the document that each position's target starts in, ``eighth`` [positions] the part
+    of its block that the position lies in, see ``eighth_of``. All are on the CPU.
     """
     # In float64: sums of a hundred thousand float32 scores would lose the digits that intervals are read off.
-    frame = pl.DataFrame({"document": document.numpy()} | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
+    places = {"document": document.numpy(), "eighth": eighth.numpy()}
+    frame = pl.DataFrame(places | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
     positions = pl.len().cast(pl.Int64).alias("positions")
-    return frame.group_by("document").agg(positions, pl.col(SCORES).sum()).sort("document")
+    keys = list(places)
+    return frame.group_by(keys).agg(positions, pl.col(SCORES).sum()).sort(keys)
 
 
-class Difference(NamedTuple):
-    """How much BrierLM of one model is above another's, on the same text."""
-
-    difference: float
-    difference_ci95: list[float]
-    """Quantiles of 2.5 % and 97.5 % of its bootstrap."""
-    p: float
-    """Of a difference of either sign where there is none: twice the smaller share of the bootstrap beyond 0."""
+def by_document(frame: pl.DataFrame) -> pl.DataFrame:
+    """``frame``, as ``per_document`` gives it, summed over the eighths: a row a document."""
+    return frame.group_by("document").agg(pl.col("positions", *SCORES).sum()).sort("document")
 
 
-def bootstrap_brierlm(documents: pl.DataFrame, resamples: int, generator: torch.Generator) -> BrierLM:
-    """BrierLM of a ``per_document`` frame; the interval resamples documents, not positions.
-
-    Positions are averaged first, then comes the geometric mean, in each of ``resamples`` draws of as many
-    documents as there are, with replacement.
-    """
-    sums = _sums(documents)
-    mean = _mean_scores(sums)
-    resampled = _resampled([sums], resamples, generator)[0]
-    return BrierLM(
-        brierlm(mean).item(), _interval(resampled), mean.tolist(), int(sums[:, -1].sum().item()), len(documents)
-    )
+def eighth_of(tokens_before: Tensor, context: int) -> Tensor:
+    """Which eighth of a block, 0 to 7, positions are in that have ``tokens_before`` (1 to ``context``) before them."""
+    return (PARTS * tokens_before - 1) // context
 
 
-def bootstrap_difference(
-    first: pl.DataFrame, second: pl.DataFrame, resamples: int, generator: torch.Generator
-) -> Difference:
-    """BrierLM of ``first`` minus that of ``second``, both ``per_document`` frames of one text.
-
-    Paired: each draw takes the same documents of both, so that what makes a document easy for both cancels. A document
-    that only one of them has positions in counts there alone.
-    """
-    both = first.join(second, on="document", how="full", coalesce=True, suffix="_second").sort("document").fill_null(0)
-    columns = [*SCORES, "positions"]
-    pair = [_sums(both), _sums(both.select(pl.col(f"{name}_second").alias(name) for name in columns))]
-    first_score, second_score = (brierlm(_mean_scores(sums)).item() for sums in pair)
-    resampled = _resampled(pair, resamples, generator)
-    differences = resampled[0] - resampled[1]
-    below = (differences <= 0).double().mean().item()
-    above = (differences >= 0).double().mean().item()
-    # A share that no draw has reached is known to be small, not to be 0.
-    p = min(1.0, 2 * max(min(below, above), 1 / resamples))
-    return Difference(first_score - second_score, _interval(differences), p)
-
-
-def _sums(documents: pl.DataFrame) -> Tensor:
-    """Sums of the scores and number of positions by document, [documents, 5] float64."""
-    return torch.from_numpy(documents.select([*SCORES, "positions"]).to_numpy().astype("float64"))
-
-
-def _mean_scores(sums: Tensor) -> Tensor:
-    # Documents weigh as many positions as they have, here and in every resample: a ratio of two sums.
-    total = sums.sum(dim=-2)
-    return total[..., :-1] / total[..., -1:]
-
-
-def _resampled(models: list[Tensor], resamples: int, generator: torch.Generator) -> Tensor:
-    """BrierLM of each of ``models``, sums by document, on ``resamples`` draws of documents: [models, resamples]."""
-    count, scores = len(models[0]), []
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    for some in drawn.split(max(1, RESAMPLED_AT_ONCE // count)):
-        scores.append(torch.stack([brierlm(_mean_scores(sums[some])) for sums in models]))
-    return torch.cat(scores, dim=1)
-
-
-def _interval(resampled: Tensor) -> list[float]:
-    interval: list[float] = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return interval
+def tokens_before(eighth: int, context: int) -> list[int]:
+    """The fewest and the most tokens of the block that stand before a position in ``eighth``."""
+    return [eighth * context // PARTS + 1, (eighth + 1) * context // PARTS]
 
 
 def _same_prefix(first: Tensor, second: Tensor) -> Tensor:

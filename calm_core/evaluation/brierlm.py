@@ -1,4 +1,4 @@
-"""BrierLM of both models over held-out text, a score a position, gathered by document.
+"""BrierLM of both models over held-out text, a score a position, gathered by document and eighth of the block.
 
 Both models are asked at the same places: after every patch of K tokens, what the next four tokens are. The
 split is cut in blocks of the models' context, whole documents joined (paper, section 4). A batch of token ids goes to
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
-from calm_core.evaluation.brier import brier_from_samples, per_document
+from calm_core.evaluation.brier import brier_from_samples, eighth_of, per_document
 from calm_core.evaluation.continuations import calm_continuations, transformer_brier
 from calm_core.runtime.device import device_of
 from calm_core.runtime.progress import progress
@@ -26,7 +26,7 @@ STAGE = "evaluate_brierlm"
 
 
 def evaluate_calm(model: Calm, autoencoder: Autoencoder, blocks: EvaluationBlocks, samples: int) -> pl.DataFrame:
-    """Sums of Brier scores by document, as ``brier.per_document`` gives them, of a CALM on ``blocks``.
+    """Sums of Brier scores, as ``brier.per_document`` gives them, of a CALM on ``blocks``.
 
     ``samples`` continuations are drawn a position, 2 or more.
     """
@@ -78,7 +78,8 @@ def _evaluate(
     device = device_of(models[0])
     # Where the targets begin, counted from the start of a block.
     leaves = torch.arange(patch_size, blocks.context + 1, patch_size)
-    documents, scores = [], []
+    eighth = eighth_of(leaves, blocks.context)
+    documents, eighths, scores = [], [], []
 
     def score_batch(numbered: tuple[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         number, (starts, token_ids) = numbered
@@ -93,8 +94,9 @@ def _evaluate(
             targets = (starts[:, None] + leaves).flatten()
             # document_ends are exclusive: a target at an end belongs to the next document, hence right=True.
             documents.append(torch.searchsorted(blocks.tokens.document_ends, targets, right=True))
+            eighths.append(eighth.repeat(len(starts)))
             advance(len(starts) * blocks.context)
-    return per_document(torch.cat(documents), torch.cat(scores).cpu())
+    return per_document(torch.cat(documents), torch.cat(eighths), torch.cat(scores).cpu())
 
 
 def _targets(token_ids: Tensor, context: int, patch_size: int) -> Tensor:

@@ -13,8 +13,9 @@ import polars as pl
 from calm_core.calm.model import Calm
 from calm_core.corpus.documents import documents
 from calm_core.errors import CalmError
-from calm_core.evaluation.brier import SCORES, bootstrap_brierlm
+from calm_core.evaluation.brier import SCORES, by_document
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
+from calm_core.evaluation.intervals import estimate_brierlm
 from calm_core.inference.language_model import LanguageModel
 from calm_core.params import CorpusParams
 from calm_core.runtime.progress import progress
@@ -79,7 +80,11 @@ def parse_corpus(spec: str, text_field: str = "text") -> CorpusParams:
         text_field=text_field,
         text_unit="document",
         documents=None,
-        validation_percent=50.0,  # not used: all documents are evaluated
+        # Not used: all documents are evaluated.
+        split_by="document",
+        validation_percent=25.0,
+        test_percent=25.0,
+        deduplicate=False,
     )
 
 
@@ -88,7 +93,7 @@ def evaluate_corpus(
 ) -> dict[str, Any]:
     """Score a model on the corpus ``spec`` and write ``folder``/brierlm.json and documents.parquet; returns the former.
 
-    ``spec`` is that of ``parse_corpus``, or a folder that the stage tokenise wrote, whose held-out split it then is.
+    ``spec`` is that of ``parse_corpus``, or a folder that the stage tokenise wrote, whose test split it then is.
 
     Raises:
         CalmError: the corpus cannot be read, is shorter than one block, or was tokenised for another model; ``folder``
@@ -145,7 +150,8 @@ def _score(
             raise CalmError(f"a block of {context} tokens has no place to ask after every {settings.every} tokens")
         table = evaluate_transformer(model, blocks, settings.every, settings.samples)
         results["cross_entropy_nats"] = cross_entropy(model, blocks)
-    score = bootstrap_brierlm(table, BOOTSTRAP_RESAMPLES, generator(settings.seed, "evaluate", "bootstrap"))
+    table = by_document(table)
+    score = estimate_brierlm([table], BOOTSTRAP_RESAMPLES, generator(settings.seed, "evaluate", "bootstrap"))
     return table, {
         **score._asdict(),
         **results,
@@ -181,9 +187,9 @@ def _told(language_model: LanguageModel, batches: Iterator[EncodedDocuments]) ->
 
 
 def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:
-    """The held-out split in ``folder``, which has to be of the model's own tokenizer."""
+    """The test split in ``folder``, which has to be of the model's own tokenizer."""
     with tempfile.NamedTemporaryFile(suffix=".json") as own:
         language_model.tokenizer.save(own.name)
         if sha256(Path(own.name)) != sha256(folder / "tokenizer.json"):
             raise CalmError(f"{folder} was made by another tokenizer than the model's; evaluate on its text instead")
-    return TokenStream(folder, "validation")
+    return TokenStream(folder, "test")

@@ -18,7 +18,9 @@ def stages_for(models: Collection[str], pipeline: Path = PIPELINE) -> dict[str, 
 
     An autoencoder counts with CALM, which needs one. For both language models, or none at all, it is every stage.
     """
-    declared: Mapping[str, Any] = read_yaml(pipeline)["stages"]
+    stages: Mapping[str, Any] = read_yaml(pipeline)["stages"]
+    # Repetitions under other seeds take what the first run takes.
+    declared = {name: stage for name, stage in stages.items() if "foreach" not in stage}
     before = {name: _makers(stage.get("deps", []), declared) for name, stage in declared.items()}
     order = list(TopologicalSorter(before).static_order())
     if {"calm", "transformer"} <= set(models) or not models:

@@ -20,6 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from calm_core.corpus.botocore_docs import botocore_documents
+from calm_core.costs.matching import with_matched_steps
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.rehearsal.pipeline import PIPELINE, TRAININGS, stages_for
@@ -76,6 +77,7 @@ def rehearse(params: Params, models: Collection[str], steps: int = FEWEST_STEPS)
     if not PIPELINE.is_file():
         raise CalmError(f"{PIPELINE} is missing; run from the repository's root")
     commands = stages_for(models)
+    params = with_matched_steps(params)
     with _ended_by_sigterm(), _workspace() as folder:
         shrunk = _prepare(params, steps, folder)
         # The workspace's links come first in any case; this is for stages that start Python themselves.

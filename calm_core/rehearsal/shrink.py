@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from calm_core.costs.matching import with_matched_steps
 from calm_core.params import Params, parse_params
 
 FEWEST_STEPS = 2
@@ -11,8 +12,8 @@ CORRELATED_CHECKPOINTS = 3
 BATCH_TOKENS = 2048
 """Tokens of a batch, or one sequence: fewer would time the optimiser and the overhead of small operators."""
 
-TRAINING_BLOCKS, VALIDATION_BLOCKS = 3.0, 1.5
-"""Contexts of text that the splits hold, about."""
+TRAINING_BLOCKS, HELD_OUT_BLOCKS = 3.0, 1.5
+"""Contexts of text that training and each held-out split hold, about."""
 CHARACTERS_PER_TOKEN = 5.5
 FEWEST_CHARACTERS = 40_000
 
@@ -27,7 +28,7 @@ class Shrunk(NamedTuple):
 def characters_of_sliver(params: Params) -> int:
     """How much text fills the splits of a rehearsal."""
     context = max(params.calm.context_tokens, params.transformer.context_tokens)
-    blocks = TRAINING_BLOCKS + VALIDATION_BLOCKS
+    blocks = TRAINING_BLOCKS + 2 * HELD_OUT_BLOCKS
     return max(FEWEST_CHARACTERS, int(blocks * context * CHARACTERS_PER_TOKEN))
 
 
@@ -43,6 +44,7 @@ def batches_of(params: Params) -> dict[str, dict[str, int]]:
 
 def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk:
     """``params`` for ``steps`` steps on ``documents`` documents; ``tokenizer`` is the path of one."""
+    params = with_matched_steps(params)
     values: dict[str, Any] = params.model_dump()
     transformer_steps = max(steps, CORRELATED_CHECKPOINTS)
     batches = batches_of(params)
@@ -53,8 +55,16 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
     if params.runtime.precision != "float32":
         # A preset for GPUs asks for bf16, which some processors only emulate, at a fiftieth of the speed.
         values["runtime"]["precision"] = "auto"
-    percent = 100 * VALIDATION_BLOCKS / (TRAINING_BLOCKS + VALIDATION_BLOCKS)
-    values["corpus"] |= {"source": "botocore", "documents": documents, "validation_percent": percent}
+    percent = 100 * HELD_OUT_BLOCKS / (TRAINING_BLOCKS + 2 * HELD_OUT_BLOCKS)
+    values["corpus"] |= {
+        "source": "botocore",
+        "documents": documents,
+        "validation_percent": percent,
+        "test_percent": percent,
+        # So little text is of one service, and too little to leave any of it out.
+        "split_by": "document",
+        "deduplicate": False,
+    }
     values["tokenizer"]["path"] = tokenizer
     for section, changes in (
         ("autoencoder", {"steps": steps}),
@@ -64,7 +74,8 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
         values[section] |= changes | batches[section]
         values[section]["warmup_steps"] = min(values[section]["warmup_steps"], values[section]["steps"])
     context = max(params.calm.context_tokens, params.transformer.context_tokens)
-    values["evaluation"] = {
+    values["evaluation"] |= {
+        "seeds": [],
         "samples": 2,
         "batch_sequences": 1,
         # One block, and the four tokens after it that are asked for.

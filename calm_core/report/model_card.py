@@ -58,7 +58,7 @@ def render_model_card(
     ``config`` is its config.json, ``corpus`` the description of the tokens, ``params`` the section it was trained
     with, ``results`` a mapping of measured figures; lists are printed as intervals.
     """
-    train, held_out = corpus["splits"]["train"], corpus["splits"]["validation"]
+    train, test = corpus["splits"]["train"], corpus["splits"]["test"]
     header = ModelCardData(
         license="mit",
         library_name="calm_core",
@@ -83,9 +83,9 @@ def render_model_card(
         "## Data",
         f"{_text(corpus['source'])}; licence: {_text(corpus['licence'])}.",
         f"Training split: {train['documents']:,} documents,",
-        f"{train['tokens']:,} tokens; held out: {held_out['tokens']:,} tokens.",
+        f"{train['tokens']:,} tokens; test split: {test['tokens']:,} tokens.",
         "",
-        "## Results, held-out text",
+        "## Results, test split",
         *_table(results),
         "",
         "## Shape",
@@ -107,7 +107,7 @@ def _evaluations(kind: str, source: str, results: dict[str, Any]) -> list[EvalRe
             task_name=task_name,
             dataset_type=_text(_dataset_identifier(source)),
             dataset_name=_text(source),
-            dataset_split="validation",
+            dataset_split="test",
             metric_type=metric,
             metric_name=name,
             metric_value=results[key],

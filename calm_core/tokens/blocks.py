@@ -13,13 +13,16 @@ MAX_TOKENS = 4
 """Tokens that BrierLM asks for after a position: Brier-4 is the longest."""
 
 
-def require_block(tokens: int, context: int) -> int:
-    """How many blocks of ``context`` tokens a split of ``tokens`` holds; raises CalmError if there is none."""
+def require_block(tokens: int, context: int, text: str = "the held-out text", why: str = "", remedy: str = "") -> int:
+    """How many blocks of ``context`` tokens a split of ``tokens`` holds; raises CalmError if there is none.
+
+    Its message calls the split ``text``, and gives ``why`` and a ``remedy`` beside those that there always are.
+    """
     blocks = (tokens - MAX_TOKENS) // context
     if blocks < 1:
         raise CalmError(
-            f"the held-out text has {tokens} tokens, too few for one block of {context} and {MAX_TOKENS} more; "
-            "use more text, a larger corpus.validation_percent or a shorter context"
+            f"{text} has {tokens} tokens, too few for one block of {context} and {MAX_TOKENS} more{why}; "
+            f"use more text, {remedy or 'a larger corpus.test_percent'} or a shorter context"
         )
     return blocks
 

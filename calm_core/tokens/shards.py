@@ -8,7 +8,7 @@ a split larger than memory reads like a small one.
 import bisect
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -121,6 +121,14 @@ class TokenStream:
     def document_ends(self) -> Tensor:
         """Position after each document's end-of-text token, [documents] int64."""
         return torch.from_numpy(np.concatenate(self._ends))
+
+    def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each shard the token ids [tokens], uint16 or int32, and the end of each document in it, [documents] int64.
+
+        Both are memory-mapped until they are used; ends count from the beginning of the shard.
+        """
+        for token_ids, ends, start in zip(self._shards, self._ends, self._starts.tolist(), strict=False):
+            yield token_ids, ends - start
 
     def slice(self, start: int, length: int) -> Tensor:
         """Token ids [length] int64 from position ``start`` on; must lie inside the split."""

@@ -80,4 +80,4 @@ def checkpoint_steps(section: TransformerParams) -> frozenset[int]:
     """After which steps the models are kept that BrierLM and cross entropy are compared on: evenly spread, the end
     included."""
     # Rounded down; the last is exactly ``steps``.
-    return frozenset(section.steps * (index + 1) // section.checkpoints for index in range(section.checkpoints))
+    return frozenset(section.known_steps * (index + 1) // section.checkpoints for index in range(section.checkpoints))

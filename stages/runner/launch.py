@@ -22,8 +22,8 @@ class FirstFailedError(Exception):
     """The first process has ended with an error, and tells it; there is nothing to add."""
 
 
-def launch(name: str, processes: int) -> None:
-    """Run the stage ``name`` in ``processes`` processes until all are done.
+def launch(name: str, command: list[str], processes: int) -> None:
+    """Run the stage ``name``, which `python -m` starts by ``command``, in ``processes`` processes until all are done.
 
     When one of them fails the others are stopped too. Then this process exits as ``run.run_stage`` describes, after a
     line about the process that was the cause, unless that process has printed one.
@@ -48,7 +48,7 @@ def launch(name: str, processes: int) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", f"stages.{name}")
+        elastic_launch(config, sys.executable)("-m", *command)
     except ChildFailedError as failed:
         _tell(name, processes, failed)
     except SignalException as stopped:

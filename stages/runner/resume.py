@@ -47,13 +47,16 @@ def mark_finished(folder: Path) -> None:
 
 
 def _key(stage: str, params: Params, others: Any) -> str:
-    declared = read_yaml(PIPELINE)["stages"][stage]
+    name, _, seed = stage.partition("@")
+    declared = read_yaml(PIPELINE)["stages"][name]
+    if seed:
+        declared = declared["do"]
     values = params.model_dump()
     # Of the runtime section, precision alone changes what is computed; the rest is how the machine is used.
     values["runtime"] = values["runtime"]["precision"]
     depends = {
         "params": {name: _value(values, name) for name in declared["params"]},
-        "inputs": {path: _identity(Path(path)) for path in declared["deps"]},
+        "inputs": {path: _identity(Path(path.replace("${item}", seed))) for path in declared["deps"]},
         "others": others,
     }
     # 64 bits are plenty for the few folders of a stage.

@@ -33,6 +33,7 @@ from stages.runner.launch import (
     leave_to_launcher,
     lost_contact,
 )
+from stages.runner.places import Places, asked_places
 
 TIMINGS = Path("results/timings.json")
 """Seconds and rates of each stage when it last ran on this machine.
@@ -68,12 +69,30 @@ def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes
     A stage that works ``by_processes`` is launched as ``runtime.launcher`` says, or was by torchrun: then rank 0 holds
     the stage's lock and reports errors, and the other ranks hand theirs to the launcher.
     """
+    _run_until_the_end(name, work, [f"stages.{name}"] if by_processes else [])
+
+
+def run_repeatable_stage(
+    name: str, work: Callable[[Params, Places], Measured | None], by_processes: bool = False
+) -> None:
+    """Run ``work`` as ``run_stage`` does, under the seed and in the places that the command line asks for."""
+    places = asked_places(sys.argv[1:])
+
+    def of_seed(params: Params) -> Measured | None:
+        return work(places.params(params), places)
+
+    command = [f"stages.{name}", *sys.argv[1:]] if by_processes else []
+    _run_until_the_end(places.stage(name), of_seed, command)
+
+
+def _run_until_the_end(name: str, work: Callable[[Params], Measured | None], command: list[str]) -> None:
+    """``run_stage`` of a stage whose processes `python -m` starts by ``command``; empty if it has no more than one."""
     open_closed_streams()
     if is_one_of_many():
         end_with_parent()
     _end_within_seconds(name)
     try:
-        _run(name, work, by_processes)
+        _run(name, work, command)
     except _Stopped as stopped:  # perhaps while another error was being told
         if not is_one_of_many():  # whoever launched it tells
             with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
@@ -84,12 +103,12 @@ def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes
             signal.signal(number, signal.SIG_IGN)  # this process is about to end anyway
 
 
-def _run(name: str, work: Callable[[Params], Measured | None], by_processes: bool) -> None:
+def _run(name: str, work: Callable[[Params], Measured | None], command: list[str]) -> None:
     started = time.monotonic()
     try:
         params = load_params()
-        if by_processes and params.runtime.launcher == "torchrun" and not is_one_of_many():
-            launch(name, params.runtime.processes)
+        if command and params.runtime.launcher == "torchrun" and not is_one_of_many():
+            launch(name, command, params.runtime.processes)
         elif rank_in_environment() > 0:
             work(params)
         else:

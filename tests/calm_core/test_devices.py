@@ -25,7 +25,7 @@ from calm_core.calm.energy_head import EnergyDraws, EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.head import HeadConfig, HeadObjective
 from calm_core.calm.training import manifold_distance, train_calm
-from calm_core.evaluation.brier import SCORES
+from calm_core.evaluation.brier import SCORES, by_document
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.inference.temperature import batch_temperature, exact_temperature
@@ -339,6 +339,7 @@ def blocks(tmp_path: Path) -> EvaluationBlocks:
 
 
 def assert_near(found: pl.DataFrame, wanted: Any) -> None:
+    found = by_document(found)
     assert found["document"].to_list() == wanted.document
     assert found["positions"].to_list() == wanted.positions
     difference = np.abs(found.select(SCORES).to_numpy() - wanted.mean).sum(axis=0)

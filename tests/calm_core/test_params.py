@@ -33,7 +33,11 @@ def test_committed_params_are_valid(values: dict[str, Any]) -> None:
         ("report", "temperature", 1.5, ["report.temperature", "less than or equal to 1"]),
         ("evaluation", "samples", 1, ["evaluation.samples", "greater than or equal to 2"]),
         ("corpus", "source", "files", ["paths is empty"]),
-        ("transformer", "warmup_steps", 10**6, ["warmup_steps 1000000 exceeds steps"]),
+        ("calm", "warmup_steps", 10**6, ["warmup_steps 1000000 exceeds steps"]),
+        ("transformer", "steps", "many", ["transformer.steps is 'many'", "'match'", "integer"]),
+        ("transformer", "steps", 0, ["transformer.steps", "0", "greater than or equal to 1"]),
+        ("transformer", "steps", 59, ["transformer: warmup_steps 60 exceeds steps 59"]),
+        ("calm", "steps", "match", ["calm.steps is 'match'", "integer"]),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], section: str, key: str, value: object, told: list[str]) -> None:

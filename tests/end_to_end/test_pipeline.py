@@ -18,7 +18,9 @@ from tests import ROOT
 from tests.sampling import sampled
 
 BIN = Path(sys.executable).parent
-STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+DECLARED: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES = [name for name, stage in DECLARED.items() if "foreach" not in stage]
+REPETITIONS = [name for name in DECLARED if name not in STAGES]
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +63,7 @@ def clone(folder: Path) -> Path:
 
 
 def ran(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '(\w+)'", output))
+    return set(re.findall(r"Running stage '([\w@]+)'", output))
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -122,7 +124,7 @@ def test_results_keep_their_contract(finished: Path) -> None:
     assert row <= published["transformer_s"].keys() & published["calm_m"].keys()
     assert {"training_saving", "inference_saving"} <= published.keys()
     checkpoints = results["correlation"]["checkpoints"]
-    assert [row["step"] for row in checkpoints] == [3, 6, 9, 12]
+    assert [row["step"] for row in checkpoints] == [13, 26, 39, 52]
     assert checkpoints[-1]["cross_entropy_nats"] < checkpoints[0]["cross_entropy_nats"]
     assert {"pearson", "spearman"} <= results["correlation"].keys()
     timings = json.loads((finished / "results/timings.json").read_text())
@@ -148,21 +150,56 @@ def test_evaluation_params_train_nothing(workspace: Path) -> None:
     stages = ran(checked(workspace, "dvc", "repro"))
     # The cards follow only if an interval moved, which it does not between scores of 0.
     assert stages - {"model_cards"} == {
-        "check_params", "digest_corpus", "evaluate_brierlm", "correlate_brierlm", "report"
+        "check_params", "digest_corpus", "evaluate_calm", "evaluate_transformer", "evaluate_brierlm",
+        "correlate_brierlm", "report"
     }  # fmt: skip
 
 
 @pytest.mark.slow
 def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
     before = fingerprint(workspace)
-    change(workspace, "calm", "steps", 13)
+    change(workspace, "calm", "learning_rate", 0.004)
     stages = ran(checked(workspace, "dvc", "repro"))
-    evaluated = {"evaluate_brierlm", "benchmark_flops", "model_cards", "report"}
-    assert stages == {"check_params", "digest_corpus", "train_calm", *evaluated}
+    evaluated = {"evaluate_calm", "evaluate_brierlm", "benchmark_flops", "model_cards", "report"}
+    assert stages == {"check_params", "digest_corpus", "match_compute", "train_calm", *evaluated}
     after = fingerprint(workspace)
     changed = {path for path in before if before[path] != after[path]}
     assert "models/calm/model.safetensors" in changed
     assert not any(path.startswith(("data/", "models/autoencoder", "models/transformer")) for path in changed)
+
+
+@pytest.mark.slow
+def test_another_seed_repeats_the_trainings_and_nothing_else(workspace: Path) -> None:
+    before = fingerprint(workspace)
+    change(workspace, "evaluation", "seeds", [7])
+    stages = ran(checked(workspace, "dvc", "repro"))
+    repeated = {f"{name}@7" for name in REPETITIONS}
+    # The cards follow if the scores moved, which of models that know nothing they may not.
+    assert stages - {"model_cards"} == {"check_params", "digest_corpus", *repeated, "evaluate_brierlm", "report"}
+    after = fingerprint(workspace)
+    changed = {path for path in before if before[path] != after[path]}
+    assert not any(path.startswith(("data/tokens", "data/latents")) or path.endswith("tensors") for path in changed)
+    for model in ("autoencoder", "calm", "transformer"):
+        weights = [workspace / root / f"models/{model}/model.safetensors" for root in ("", "repeats/7")]
+        assert weights[0].stat().st_size == weights[1].stat().st_size
+        assert weights[0].read_bytes() != weights[1].read_bytes()
+    results = json.loads((workspace / "results/brierlm.json").read_text())
+    assert results["calm"]["seeds"] == [0, 7]
+    # The repetition is what the run would be under that seed.
+    other = yaml.safe_load((workspace / "params.yaml").read_text())
+    other["seed"], other["evaluation"]["seeds"] = 7, []
+    (workspace / "params.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
+    checked(workspace, "dvc", "repro")
+    for name in ("models/calm/model.safetensors", "models/transformer/model.safetensors", "data/latents"):
+        run_itself, repetition = workspace / name, workspace / "repeats/7" / name
+        files = [path for path in sorted(repetition.rglob("*")) if path.is_file()] or [repetition]
+        for path in files:
+            twin = run_itself / path.relative_to(repetition)
+            assert path.read_bytes() == twin.read_bytes()
+    # DVC leaves what no stage makes any more.
+    shutil.rmtree(workspace / "repeats")
+    for path in (workspace / "results/scores").glob("*-seed-7.*"):
+        path.unlink()
 
 
 @pytest.mark.slow
@@ -172,7 +209,8 @@ def test_every_head_trains_and_is_evaluated(workspace: Path, head: str, fed_back
         change(workspace, "calm", key, value)
     stages = ran(checked(workspace, "dvc", "repro"))
     assert {"train_calm", "evaluate_brierlm", "report"} <= stages
-    assert not stages & {"tokenise", "train_autoencoder", "encode_corpus", "train_transformer"}
+    assert not stages & {"tokenise", "train_autoencoder", "encode_corpus"}
+    assert "train_transformer" in stages  # for as many steps as match this head's compute
     assert json.loads((workspace / "models/calm/config.json").read_text())["head"]["kind"] == head
     flops = json.loads((workspace / "results/flops.json").read_text())["run"]["calm"]
     assert flops["measured_inference_flops_per_token"] == pytest.approx(flops["inference_flops_per_token"], rel=0.02)

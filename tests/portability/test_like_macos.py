@@ -60,7 +60,7 @@ def test_no_two_files_of_the_repository_differ_in_case_alone() -> None:
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
-    run_stages(project, "check_params", "digest_corpus", "tokenise")
+    run_stages(project, "check_params", "digest_corpus", "tokenise", "match_compute")
     params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
     params["runtime"].update(launcher="torchrun", processes=2, threads="auto")
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")

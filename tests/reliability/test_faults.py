@@ -34,12 +34,16 @@ from tests.reliability.support.stage_processes import (
 from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
-READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", "evaluate_brierlm", "correlate_brierlm", "report")
+EVALUATIONS = ("evaluate_calm", "evaluate_transformer", "correlate_brierlm")
+READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", *EVALUATIONS, "report")
 OF_ONE_PAGE = (
     "check_params",
     "digest_corpus",
+    "evaluate_calm",
+    "evaluate_transformer",
     "evaluate_brierlm",
     "correlate_brierlm",
+    "match_compute",
     "benchmark_flops",
     "model_cards",
 )
@@ -171,8 +175,8 @@ def test_latents_of_another_autoencoder(project: Path) -> None:
         [
             ("encode_corpus", "autoencoder"),
             ("train_calm", "autoencoder"),
-            ("evaluate_brierlm", "calm"),
-            ("evaluate_brierlm", "transformer"),
+            ("evaluate_calm", "calm"),
+            ("evaluate_transformer", "transformer"),
             ("report", "transformer"),
         ],
         ("encode_corpus", "autoencoder"),

@@ -35,7 +35,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 MOMENTS = 20
 MOMENTS_OF_DATA = 5
-MOMENTS_OF_OTHERS = dict.fromkeys(("evaluate_brierlm", "correlate_brierlm"), 5)
+MOMENTS_OF_OTHERS = dict.fromkeys(("evaluate_calm", "evaluate_transformer", "correlate_brierlm"), 5)
 """Of the stages that take long on a real corpus; the rest write a file or three, and die twice."""
 
 
@@ -160,7 +160,7 @@ def test_a_changed_corpus_is_tokenised_anew(in_shards: Path) -> None:
     assert ".checkpoints keeps 1 interrupted with other params, code or inputs" in ended.told
 
 
-@pytest.mark.parametrize("stage", sampled(OTHERS, "evaluate_brierlm"))
+@pytest.mark.parametrize("stage", sampled(OTHERS, "evaluate_calm"))
 def test_any_other_killed_stage_starts_anew(finished: Path, project: Path, stage: str) -> None:
     expected = fingerprint(finished, stage)
     for event in moments(stage, "file", file_events(project, stage), MOMENTS_OF_OTHERS.get(stage, 2)):

@@ -152,11 +152,7 @@ def page_with(text: str, params: Params) -> str:
         **{
             **report_arguments(params),
             "params_text": text,
-            "corpus": {
-                "source": text,
-                "licence": text,
-                "splits": {"train": {"tokens": 1}, "validation": {"tokens": 1}},
-            },
+            "corpus": {**report_arguments(params)["corpus"], "source": text, "licence": text},
             "samples": [dict.fromkeys(("prompt", "truth", "calm", "transformer"), text)],
             "machine": {"processor": text, text: text},
         }
@@ -218,7 +214,7 @@ def test_no_text_becomes_part_of_a_model_card() -> None:
         "'\"\n: - {[&*!%@`",
         "dataset: \n- a",
     ):
-        corpus = {"source": text, "licence": text, "splits": {"train": split, "validation": split}}
+        corpus = {"source": text, "licence": text, "splits": {"train": split, "test": split}}
         results = {"score": text, "brierlm": 1.0}
         card = render_model_card("calm", {"kind": "calm", "x": text}, corpus, {"corpus": text}, results)
         read = ModelCard(card)

@@ -10,10 +10,15 @@ import yaml
 from calm_core.params import Params
 from tests import ROOT
 
-STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+ALL: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES = {name: stage for name, stage in ALL.items() if "foreach" not in stage}
+REPETITIONS = {name: stage["do"] for name, stage in ALL.items() if "foreach" in stage}
 
 REFUSING = {"calm_core/errors.py", "calm_core/nn/__init__.py", "calm_core/nn/limits.py", "calm_core/params.py"}
 """Code that every stage imports and none but check_params has to declare: it stops a run or changes nothing of it."""
+
+SHARED = ("data/tokens", "data/transformer_steps.json")
+"""What the trainings of all seeds read."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,19 @@ def imported_files(graph: grimp.ImportGraph, stage: str) -> set[str]:
 def code(stage: str) -> list[str]:
     """The files and folders of code that dvc.yaml declares."""
     return [path for path in STAGES[stage]["deps"] if path.startswith(("calm_core", "stages"))]
+
+
+def outputs(stage: dict[str, Any]) -> list[str]:
+    """What a stage writes."""
+    entries = [*stage.get("outs", []), *stage.get("metrics", [])]
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def of_seed(path: str) -> str:
+    """Where the repetition of a stage has what the stage has at ``path``."""
+    if path.startswith("results/scores/"):
+        return "-seed-${item}.".join(path.split("."))
+    return path if path in SHARED else f"repeats/${{item}}/{path}"
 
 
 def covers(declared: str, path: str) -> bool:
@@ -99,11 +117,30 @@ def test_params_exist(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_input_is_an_output_of_another_stage_or_in_git(stage: str) -> None:
-    made = {
-        next(iter(out)) if isinstance(out, dict) else out
-        for other in STAGES.values()
-        for kind in ("outs", "metrics")
-        for out in other.get(kind, [])
-    }
+    made = {out for other in STAGES.values() for out in outputs(other)}
+    # An output, a folder of one, a folder inside one, or a file of ours.
     for path in STAGES[stage]["deps"]:
-        assert made & {path, *map(str, Path(path).parents)} or (ROOT / path).exists()
+        inside = any(covers(path, out) for out in made)
+        assert inside or made & set(map(str, Path(path).parents)) or (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("name", REPETITIONS)
+def test_a_repetition_is_its_stage_under_another_seed(name: str) -> None:
+    repetition, original = REPETITIONS[name], name.removeprefix("repeat_")
+    stage = STAGES[original]
+    assert ALL[name]["foreach"] == "${evaluation.seeds}"
+    assert repetition["cmd"] == f"{stage['cmd']} --seed ${{item}}"
+    # What names its seed is the command: the run's own changes nothing of it.
+    assert repetition["params"] == [param for param in stage["params"] if param != "seed"]
+    declared = {path for path in repetition["deps"] if path.startswith(("calm_core", "stages"))}
+    assert declared == set(code(original))
+    for read in set(stage["deps"]) - declared:
+        assert any(covers(path, of_seed(read)) for path in repetition["deps"]), read
+    for written in outputs(stage):
+        assert any(covers(path, of_seed(written)) for path in outputs(repetition)), written
+
+
+def test_what_is_trained_and_compared_is_repeated() -> None:
+    made = (".safetensors", "results/scores/", "data/latents")
+    trained = {name for name, stage in STAGES.items() if any(part in out for out in outputs(stage) for part in made)}
+    assert {f"repeat_{name}" for name in trained} <= REPETITIONS.keys()

@@ -15,7 +15,7 @@ from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.storage.provenance import DESCRIPTION
-from stages import correlate_brierlm, evaluate_brierlm
+from stages import correlate_brierlm, evaluate_brierlm, evaluate_calm, evaluate_transformer
 from tests import ROOT
 from tests.calm_core.known_models import (
     Expected,
@@ -55,6 +55,8 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     values["calm"]["context_tokens"] = CONTEXT_OF_CALM
     values["transformer"]["context_tokens"] = CONTEXT_OF_TRANSFORMER
     values["evaluation"] = {
+        "seeds": [],
+        "split": "validation",
         "samples": 4,
         "batch_sequences": 3,
         "tokens": LIMIT,
@@ -91,12 +93,14 @@ def brierlm(brier: np.ndarray) -> float:
 
 
 def assert_interval(interval: list[float], wanted: Expected) -> None:
-    """Near the interval of a bootstrap over documents by another generator; one over positions lies 5 % away."""
+    """Near that of a bootstrap over documents by another generator; one over positions lies 5 % away."""
     sums, positions = wanted.mean, np.array(wanted.positions)
     draws = np.random.default_rng(0).integers(len(positions), size=(4000, len(positions)))
     brier = sums[draws].sum(axis=1) / positions[draws].sum(axis=1)[:, None]
     resampled = 100 * np.prod(np.maximum(brier, 0), axis=1) ** 0.25
-    assert np.quantile(resampled, [0.025, 0.975]) == pytest.approx(interval, rel=0.03)
+    middle = brierlm(sums.sum(axis=0) / positions.sum())
+    half_width = scipy.stats.t(len(positions) - 1).ppf(0.975) * resampled.std()
+    assert interval == pytest.approx([middle - half_width, middle + half_width], rel=0.03)
 
 
 def test_evaluate_brierlm(params: Params) -> None:
@@ -104,16 +108,19 @@ def test_evaluate_brierlm(params: Params) -> None:
     save(model, Path("models/calm"))
     save(autoencoder, Path("models/calm") / AUTOENCODER)
     save(bigram_transformer(walk(SIZE, 2)), Path("models/transformer"))
-    evaluate_brierlm.main(params)
+    for stage in (evaluate_calm, evaluate_transformer, evaluate_brierlm):
+        stage.main(params)
     found = json.loads(Path("results/brierlm.json").read_text())
     assert list(found) == ["calm", "transformer", "calm_minus_transformer"]
     difference = found["calm_minus_transformer"]
     assert difference["difference"] == pytest.approx(found["calm"]["brierlm"] - found["transformer"]["brierlm"])
     low, high = difference["difference_ci95"]
     assert low < difference["difference"] < high
-    keys = ["brierlm", "brierlm_ci95", "brier", "positions", "documents", "split", "context_tokens", "blocks"]
-    assert list(found["calm"]) == keys
-    assert list(found["transformer"]) == [*keys, "cross_entropy_nats"]
+    score = ["brierlm", "brierlm_ci95", "brier", "positions", "documents"]
+    where = ["split", "context_tokens", "stride_tokens", "blocks"]
+    assert list(found["calm"]) == [*score, *where, "seeds", "brierlm_of_seeds"]
+    assert list(found["transformer"]) == [*score, *where, "cross_entropy_nats", "seeds", "brierlm_of_seeds"]
+    assert found["calm"]["seeds"] == [params.seed]
 
     wanted, transformer = of_walk(2, LIMIT), found["transformer"]
     assert (transformer["positions"], transformer["documents"]) == (sum(wanted.positions), len(wanted.document))

@@ -17,7 +17,7 @@ from torch import nn
 from calm_core.params import load_params
 from calm_core.runtime.device import device_of
 from calm_core.training.run import Run
-from stages import check_params, digest_corpus, report, tokenise
+from stages import check_params, digest_corpus, match_compute, report, tokenise
 from tests.reliability.support.stage_processes import make_project
 from tests.support.pretend_device import PretendDevice, pretend_device
 
@@ -26,12 +26,20 @@ STAGES: dict[str, tuple[str, ...]] = {
     "encode_corpus": ("encode_corpus",),
     "train_calm": ("train_calm",),
     "train_transformer": ("train_transformer",),
-    "evaluate_brierlm": ("evaluate_calm", "evaluate_transformer", "cross_entropy"),
+    "evaluate_calm": ("evaluate_calm",),
+    "evaluate_transformer": ("evaluate_transformer", "cross_entropy"),
+    "evaluate_brierlm": (),
     "correlate_brierlm": ("evaluate_transformer", "cross_entropy"),
 }
 """The stages in their order, and the functions of calm_core that do their work."""
 
-CHOICES = ("calm_core.runtime.process_group", "stages.evaluate_brierlm", "stages.correlate_brierlm", "stages.report")
+CHOICES = (
+    "calm_core.runtime.process_group",
+    "stages.evaluate_calm",
+    "stages.evaluate_transformer",
+    "stages.correlate_brierlm",
+    "stages.report",
+)
 """Modules that ask for the device of params.yaml."""
 
 
@@ -94,7 +102,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(folder)
-    for stage in (check_params, digest_corpus, tokenise):
+    for stage in (check_params, digest_corpus, tokenise, match_compute):
         stage.main(load_params())
     return folder
 

@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from calm_core.corpus.botocore_docs import botocore_documents, plain_text
-from calm_core.corpus.documents import Documents, documents, is_validation
+from calm_core.corpus.documents import Documents, documents
 from calm_core.corpus.text_files import COMPRESSED
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
@@ -141,11 +141,11 @@ def test_a_dataset_goes_on_from_any_row(
             tmp_path / f"{part}.jsonl"
         )
     stream = Documents(dataset(params, tmp_path))
-    assert list(stream) == texts
+    assert [document.text for document in stream] == texts
     for number in (0, 130, 499, 700, 1000):
         place = stream.place(number)
         assert number < 130 or place.mark.documents > number - 200
-        assert list(Documents(dataset(params, tmp_path), place)) == texts[number:]
+        assert [text for text, _ in Documents(dataset(params, tmp_path), place)] == texts[number:]
 
 
 @pytest.mark.parametrize("name", ["bad.txt", "bad.jsonl", "bad.jsonl.gz"])
@@ -207,8 +207,8 @@ def test_botocore_models(tmp_path: Path) -> None:
     model("b", "2020-01-01", "old")
     model("b", "2021-01-01", "<p>new</p>", "<p>new</p>", "")
     model("a", "2019-01-01", "<p>new</p>")
-    texts = [document["text"] for document in botocore_documents(tmp_path)]
-    assert texts == ["a 2019-01-01", "new", "b 2021-01-01"]
+    found = [(document["text"], document["service"]) for document in botocore_documents(tmp_path)]
+    assert found == [("a 2019-01-01", "a"), ("new", "a"), ("b 2021-01-01", "b")]
 
 
 def test_markup_is_removed() -> None:
@@ -251,10 +251,3 @@ def test_markup_is_read_as_an_html_parser_reads_it() -> None:
         extractor.feed(fragment)
         extractor.close()
         assert plain_text(fragment) == re.sub(r"\s+", " ", extractor.text).strip()
-
-
-def test_split_is_a_function_of_the_text_alone() -> None:
-    texts = [f"document {number}" for number in range(20_000)]
-    held_out = [text for text in texts if is_validation(text, 5.0)]
-    assert 0.045 < len(held_out) / len(texts) < 0.055
-    assert all(is_validation(text, 10.0) for text in held_out)

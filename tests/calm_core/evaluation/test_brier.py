@@ -2,10 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 
-import numpy as np
-import polars as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,12 +11,9 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.evaluation.brier import (
-    bootstrap_brierlm,
-    bootstrap_difference,
     brier_from_probabilities,
     brier_from_samples,
     brierlm,
-    per_document,
 )
 from calm_core.evaluation.continuations import calm_continuations, transformer_brier
 from calm_core.nn.backbone import BackboneConfig
@@ -192,108 +186,3 @@ def test_brierlm_is_a_geometric_mean() -> None:
     assert brierlm(torch.tensor([0.16, 0.04, 0.01, 0.0025])).item() == pytest.approx(100 * 1.6e-7**0.25)
     assert brierlm(torch.tensor([0.16, -0.04, 0.01, 0.0025])).item() == 0
     assert brierlm(torch.tensor([-0.2, -0.1, -0.05, -0.02])).item() == 0
-
-
-def test_bootstrap_resamples_documents() -> None:
-    # A document repeats one value at all its positions, so the interval must be that of documents, not of positions.
-    generator = torch.Generator().manual_seed(0)
-    values = 0.1 + 0.05 * torch.randn(400, generator=generator)
-    document = torch.arange(400).repeat_interleave(50)
-    scores = values[document][:, None].expand(-1, 4).clone()
-    frame = per_document(document, scores)
-    assert len(frame) == 400
-    result = bootstrap_brierlm(frame, 2000, torch.Generator().manual_seed(1))
-    assert result.positions == 20_000
-    assert result.brierlm == pytest.approx(100 * values.mean().item(), rel=1e-5)
-    half_width = 1.96 * 100 * values.std().item() / math.sqrt(400)
-    low, high = result.brierlm_ci95
-    assert (high - low) / 2 == pytest.approx(half_width, rel=0.1)
-    assert low < result.brierlm < high
-
-
-def test_the_bootstrap_draws_from_its_generator_alone() -> None:
-    scores = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
-    frame = per_document(torch.arange(30), scores)
-    first, again, other = (bootstrap_brierlm(frame, 10, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert first == again
-    assert first.brierlm_ci95 != other.brierlm_ci95
-
-
-def test_the_bootstrap_against_all_its_draws() -> None:
-    # Four documents, so 256 draws of four: the interval's ends are quantiles of them, up to those of 2000 draws.
-    positions = torch.tensor([5, 40, 2, 13])
-    means = torch.tensor([[0.5, 0.3, 0.2, 0.1], [0.3, 0.2, 0.1, 0.05], [0.9, 0.8, 0.7, 0.6], [0.2, 0.1, 0.1, 0.02]])
-    document = torch.tensor([3, 7, 8, 20]).repeat_interleave(positions)
-    frame = per_document(document, means.repeat_interleave(positions, dim=0))
-    result = bootstrap_brierlm(frame, 2000, torch.Generator().manual_seed(2))
-
-    def pooled(drawn: tuple[int, ...]) -> float:
-        total = sum(int(positions[one]) for one in drawn)
-        brier = [sum(float(means[one, n]) * int(positions[one]) for one in drawn) / total for n in range(4)]
-        return 100 * math.prod(brier) ** 0.25
-
-    draws = sorted(pooled(drawn) for drawn in itertools.product(range(4), repeat=4))
-    assert (result.positions, result.documents) == (60, 4)
-    assert result.brierlm == pytest.approx(pooled((0, 1, 2, 3)), rel=1e-6)
-    for end, share in zip(result.brierlm_ci95, (0.025, 0.975), strict=True):
-        error = 3 * math.sqrt(0.025 * 0.975 / 2000)
-        lowest, highest = (draws[round((share + sign * error) * 255)] for sign in (-1, 1))
-        assert lowest * (1 - 1e-6) <= end <= highest * (1 + 1e-6)
-
-
-def scored(sums: np.ndarray, documents: Sequence[int] | None = None) -> pl.DataFrame:
-    """A frame of documents of ten positions with mean scores ``sums`` [documents, 4]."""
-    numbers = np.arange(len(sums)) if documents is None else np.asarray(documents)
-    columns = {f"brier_{n + 1}": 10 * sums[:, n] for n in range(4)}
-    return pl.DataFrame({"document": numbers, "positions": np.full(len(sums), 10), **columns})
-
-
-def test_a_difference_is_paired_by_document() -> None:
-    draws = np.random.default_rng(0)
-    ease = draws.gamma(2.0, 0.05, (400, 1)) * np.ones(4)
-    first, second = scored(ease + 0.01), scored(ease)
-    paired = bootstrap_difference(first, second, 500, torch.Generator().manual_seed(0))
-    assert paired.difference == pytest.approx(1.0, rel=1e-6)
-    # What differs between documents is common to both, and cancels; of the two apart it would be some 2 wide.
-    assert paired.difference_ci95 == pytest.approx([1.0, 1.0], abs=1e-9)
-    assert paired.p == 2 / 500
-    apart = bootstrap_difference(first, scored(ease[::-1]), 500, torch.Generator().manual_seed(0)).difference_ci95
-    assert apart[1] - apart[0] > 1
-    swapped = bootstrap_difference(second, first, 500, torch.Generator().manual_seed(0))
-    assert swapped.difference == pytest.approx(-1.0, rel=1e-6)
-
-
-def test_documents_of_one_model_alone_count_there() -> None:
-    draws = torch.Generator().manual_seed(0)
-    first, second = scored(np.full((3, 4), 0.5), [1, 4, 6]), scored(np.full((2, 4), 0.25), [4, 5])
-    both = bootstrap_difference(first, second, 200, draws)
-    assert both.difference == pytest.approx(25)
-    nothing = bootstrap_difference(first, first, 200, torch.Generator().manual_seed(0))
-    assert (nothing.difference, nothing.difference_ci95, nothing.p) == (0, [0, 0], 1)
-
-
-@pytest.mark.slow
-def test_intervals_cover_what_they_say() -> None:
-    """Of texts drawn anew, 95 % of the intervals hold the score, and of the difference, that is true of all texts."""
-    draws, texts, documents, resamples = np.random.default_rng(0), 1000, 200, 400
-    # Each document has an ease of its own, common to both models, and noise of each; the means are known.
-    means = np.array([[0.30, 0.15, 0.08, 0.05], [0.33, 0.16, 0.09, 0.05]])
-    true = [100 * math.prod(mean) ** 0.25 for mean in means]
-    covered = np.zeros(3)
-    p_values = []
-    for _ in range(texts):
-        ease = draws.gamma(4.0, 1 / 4.0, (documents, 1))
-        noise = 1 + 0.3 * draws.standard_normal((2, documents, 4))
-        frames = [scored(mean * ease * noise[model]) for model, mean in enumerate(means)]
-        generator = torch.Generator().manual_seed(int(draws.integers(2**31)))
-        for model, frame in enumerate(frames):
-            low, high = bootstrap_brierlm(frame, resamples, generator).brierlm_ci95
-            covered[model] += low <= true[model] <= high
-        found = bootstrap_difference(*frames, resamples, generator)
-        low, high = found.difference_ci95
-        covered[2] += low <= true[0] - true[1] <= high
-        same = scored(means[0] * ease * (1 + 0.3 * draws.standard_normal((documents, 4))))
-        p_values.append(bootstrap_difference(frames[0], same, resamples, generator).p)
-    assert np.all(np.abs(covered / texts - 0.95) < 0.02), covered / texts
-    # Of two models that are alike, one in twenty looks different.
-    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 0.02

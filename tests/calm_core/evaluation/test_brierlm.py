@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from calm_core.errors import CalmError
-from calm_core.evaluation.brier import SCORES, brier_from_samples
+from calm_core.evaluation.brier import SCORES, brier_from_samples, by_document, tokens_before
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.evaluation.continuations import calm_continuations, transformer_brier
 from calm_core.runtime.randomness import generator
@@ -88,6 +88,7 @@ def by_place(
 
 def assert_expected(table: pl.DataFrame, wanted: Expected, standard_errors: float = 4.5) -> None:
     """Documents and positions are equal; sums lie within standard errors, exactly where there is no variance."""
+    table = by_document(table)
     assert table["document"].to_list() == wanted.document
     assert table["positions"].to_list() == wanted.positions
     difference = np.abs(table.select(SCORES).to_numpy() - wanted.mean)
@@ -172,6 +173,26 @@ def test_a_model_sees_its_block_up_to_the_place(blocks: Callable[..., Evaluation
     assert cross_entropy(model, blocks(text)) == pytest.approx(np.mean(surprise), rel=1e-5)
 
 
+@pytest.mark.parametrize(("context", "patch_size"), [(12, 1), (16, 2), (20, 4), (8, 4), (4, 2)])
+def test_scores_are_those_of_their_eighth(
+    blocks: Callable[..., EvaluationBlocks], context: int, patch_size: int
+) -> None:
+    # As many tokens before a position as there are, in a model whose score depends on the last token alone.
+    text = counting(0.7)
+    found = evaluate_calm(*coin_calm(SURE[patch_size]), blocks(text, context), 2)
+    asked = places(text, context, patch_size)
+    assert set(found["eighth"]) == {
+        eighth for eighth in range(8) if any(eighth < 8 * len(place.history) / context <= eighth + 1 for place in asked)
+    }
+    for (eighth,), table in found.partition_by("eighth", as_dict=True).items():
+        low, high = tokens_before(int(eighth), context)
+        assert 8 * (low - 1) / context <= eighth < 8 * low / context
+        assert 8 * high / context <= eighth + 1 < 8 * (high + 1) / context
+        there = [place for place in asked if low <= len(place.history) <= high]
+        moments = by_place(paths_of_patches(SURE[patch_size]), moments_of_sampling, 2)
+        assert_expected(table, expected(there, moments))
+
+
 @pytest.mark.parametrize("batch", [1, 3, 100])
 @pytest.mark.parametrize("limit", [50, 100, 10**6])
 def test_cross_entropy(blocks: Callable[..., EvaluationBlocks], batch: int, limit: int) -> None:
@@ -212,7 +233,7 @@ def test_batches_change_nothing_where_nothing_is_sampled(blocks: Callable[..., E
 def test_a_document_scores_the_targets_that_start_in_it(blocks: Callable[..., EvaluationBlocks]) -> None:
     # K 2 and blocks of 4: targets start at 2, 4, 6, 8, 10 and 12, and documents end at 2, 3, 7 and 18.
     documents = [[1, 2], [3], [0, 1, 2, 3], [0, 1, 2, 3, 3, 3, 0, 1, 2, 3, 0]]
-    found = evaluate_calm(*coin_calm(SURE[2]), blocks(Text(documents), context=4), 2)
+    found = by_document(evaluate_calm(*coin_calm(SURE[2]), blocks(Text(documents), context=4), 2))
     # The model counts up. The text does so up to position 10; there is a 3 at 10, 11 and 12, and then it goes on.
     assert found["document"].to_list() == [1, 2, 3]
     assert found["positions"].to_list() == [1, 2, 3]
@@ -225,7 +246,7 @@ def test_batches_are_sampled_independently(blocks: Callable[..., EvaluationBlock
     some = blocks(text, batch=1)
     of_calm = evaluate_calm(*coin_calm(COIN[1]), some, 2)
     of_transformer = evaluate_transformer(bigram_transformer(TABLE), some, 1, 1)
-    for found in (of_calm, of_transformer):
+    for found in map(by_document, (of_calm, of_transformer)):
         assert len(set(found["brier_4"][1:-1].to_list())) > 5
 
 

@@ -151,14 +151,14 @@ def test_real_stages_at_one_layer(
         (tmp_path / path).symlink_to(ROOT / path)
     overlay: dict[str, Any] = yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text(encoding="utf-8"))
     for section, changes in SMALL.items():
-        if "steps" in overlay.get(section, {}):
+        if "hidden_size" in overlay.get(section, {}):
             overlay[section] |= changes
     overlay["tokenizer"]["vocabulary_size"] = 5000
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets/small.yaml").write_text(yaml.safe_dump(overlay))
     assert calm("rehearse", "--preset", "small", "--json") == 0
     rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
-    trainings = {f"train_{model}" for model in SMALL if "steps" in overlay.get(model, {})}
+    trainings = {f"train_{model}" for model in SMALL if "hidden_size" in overlay.get(model, {})}
     assert {stage for stage, row in rows.items() if row["step_seconds"]} == trainings
     assert all(row["full_run_hours"] > 0 for stage, row in rows.items() if stage in trainings)
     assert ("report" in rows) == (name == "smoke")

@@ -10,7 +10,7 @@ from calm_core.report.model_card import TITLES, render_model_card
 CORPUS = {
     "source": "botocore 1.40",
     "licence": "Apache-2.0",
-    "splits": {"train": {"documents": 1234, "tokens": 5_678_901}, "validation": {"documents": 56, "tokens": 78_901}},
+    "splits": {"train": {"documents": 1234, "tokens": 5_678_901}, "test": {"documents": 56, "tokens": 78_901}},
 }
 CONFIG = {"kind": "calm", "context_tokens": 256, "patch_size": 4, "head": {"kind": "diffusion", "blocks": 3}}
 RESULTS = {"brierlm": 1.2345678, "brierlm_ci95": [1.1234567, 1.3456789], "positions": 1000}
@@ -46,7 +46,7 @@ def test_header_is_yaml_and_names_the_model(kind: str) -> None:
 
 def test_data_results_and_shape_are_there() -> None:
     text = card("calm")
-    for part in ("botocore 1.40", "Apache-2.0", "1,234 documents", "5,678,901 tokens", "78,901 tokens"):
+    for part in ("botocore 1.40", "Apache-2.0", "1,234 documents", "5,678,901 tokens", "test split: 78,901 tokens"):
         assert part in text
     table = rows(text)
     assert table["brierlm"] == "1.2346"
@@ -86,7 +86,7 @@ def test_the_hub_finds_license_data_and_results(monkeypatch: pytest.MonkeyPatch)
         assert read.data.model_name == TITLES[kind]
         for result in read.data.eval_results:
             data = (result.dataset_name, result.dataset_type, result.dataset_split)
-            assert data == ("botocore 1.40", "botocore", "validation")
+            assert data == ("botocore 1.40", "botocore", "test")
         found[kind] = [(result.metric_type, result.metric_value) for result in read.data.eval_results]
     assert found == {
         "autoencoder": [("accuracy", 0.999), ("accuracy", 0.99)],

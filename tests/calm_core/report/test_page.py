@@ -19,7 +19,19 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "counted_training_flops": 0.95e12,
         "training_tokens": 3e6,
     }
-    of_calm = {**run, "training_flops": 1.28e12, "training_flops_with_autoencoder": 1.76e12, "training_tokens": 8.1e6}
+    of_calm = {
+        **run,
+        "steps": 280,
+        "training_flops": 1.28e12,
+        "training_flops_with_autoencoder": 1.76e12,
+        "training_tokens": 8.1e6,
+    }
+    of_transformer = {
+        **run,
+        "steps": 1445,
+        "training_flops_over_calm_with_autoencoder": 0.9997,
+        "counted_training_flops_over_calm_with_autoencoder": 1.0384,
+    }
     score = {
         "brierlm": 1.5,
         "brierlm_ci95": [1.2, 1.8],
@@ -28,17 +40,29 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "documents": 3,
         "split": "validation",
         "context_tokens": 256,
+        "stride_tokens": 256,
         "blocks": 7,
+        "seeds": [0, 1],
+        "brierlm_of_seeds": [1.4, 1.6],
     }
     checkpoints = [
         {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
         for n in (1, 2, 3)
     ]
+    seen = {
+        "ngram_tokens": 8,
+        "ngram_share_before": 0.187,
+        "ngram_share_after": 0.081,
+        "document_share_before": 0.113,
+        "document_share_after": 0.0,
+        "documents_dropped": 724,
+    }
+    held_out = {"tokens": 678, "documents": 5708, "seen_in_training": seen}
     return dict(  # noqa: C408 - the names are those of arguments
         params=params,
         params_text="seed: 0 # <b>not bold</b>",
         corpus={"source": "<script>alert(1)</script>", "licence": "MIT", "splits": {
-            "train": {"tokens": 12345}, "validation": {"tokens": 678}}},
+            "train": {"tokens": 12345}, "validation": held_out, "test": held_out}},
         autoencoder={"token_accuracy": 0.9995, "token_accuracy_noisy": 0.9991, "posterior_std": 0.14},
         brierlm={
             "calm": score,
@@ -47,7 +71,7 @@ def report_arguments(params: Params) -> dict[str, Any]:
         },
         flops={
             "published": {"transformer_s": model, "calm_m": model, "training_saving": 0.435, "inference_saving": 0.34},
-            "run": {"calm": of_calm, "transformer": run, "autoencoder": run},
+            "run": {"calm": of_calm, "transformer": of_transformer, "autoencoder": run},
         },
         correlation={"pearson": -0.9, "spearman": None, "checkpoints": checkpoints},
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
@@ -70,13 +94,19 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "44 %",
         "34 %",
         "12,345",
+        "<td>5,708</td><td>724</td><td>18.7 %</td><td>8.1 %</td><td>11.3 %</td><td>0.0 %</td>",
+        "Split by service",
+        "such documents were dropped",
         "-1.00, 95 % interval",
         "[-1.40, +0.60]",
         "p 0.034",
         "7 blocks of 256 tokens",
-        "1.28 times the Transformer's",
-        "1.76 times with its autoencoder's",
-        "2.7 times the tokens",
+        "which came to 1,445 steps",
+        "CALM 1.28e+12",
+        "both 1.76e+12",
+        "1.000 times both",
+        "1.038 times both",
+        "2.7 times the Transformer's tokens in 280 steps",
         "74.2 %",
         "some processor",
         "abc",
@@ -88,6 +118,13 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
     assert "a &amp; b &lt;i&gt;" in page
     assert "&lt;b&gt;not bold&lt;/b&gt;" in page
     assert "alert(1)</script>" not in page
+
+
+def test_a_number_of_steps_is_not_called_a_match(params: Params) -> None:
+    transformer = params.transformer.model_copy(update={"steps": 1445})
+    page = render(params.model_copy(update={"transformer": transformer}))
+    assert "number of steps that params.yaml names, 1,445 steps" in page
+    assert "which came to" not in page
 
 
 def test_the_page_needs_nothing_else_and_is_reproducible(params: Params) -> None:

@@ -39,7 +39,13 @@ def with_tokenizer(smoke: Params, path: Path, texts: list[str], size: int | None
     corpus = path.parent / "texts.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     section = {"path": str(path), "vocabulary_size": size or vocabulary_size_of(load_tokenizer(path))}
-    source = {"source": "files", "paths": [str(corpus)], "validation_percent": 20.0}
+    source = {
+        "source": "files",
+        "paths": [str(corpus)],
+        "validation_percent": 20.0,
+        "test_percent": 20.0,
+        "deduplicate": False,
+    }
     return smoke.model_copy(
         update={
             "corpus": smoke.corpus.model_copy(update=source),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
-from calm_core.corpus.documents import is_validation
+from calm_core.corpus.splits import SPLITS, split_of
 from calm_core.corpus.tokenise import tokenise
 from calm_core.errors import CalmError
 from calm_core.latents.distinct_patches import distinct_patches
@@ -36,7 +36,8 @@ def test_decode_of_encode_is_the_text(text: str) -> None:
 def small_corpus(tmp_path: Path, params: Params, texts: list[str]) -> Params:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    corpus = params.corpus.model_copy(update={"source": "files", "paths": [str(path)], "validation_percent": 20.0})
+    changes = {"source": "files", "paths": [str(path)], "validation_percent": 20.0, "test_percent": 20.0}
+    corpus = params.corpus.model_copy(update=changes | {"deduplicate": False})
     return params.model_copy(update={"corpus": corpus})
 
 
@@ -48,7 +49,7 @@ def test_tokenise_writes_every_document_once(tmp_path: Path, smoke: Params) -> N
     description = tokenise(params, folder)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     end = end_of_text_id(tokenizer)
-    for split, held_out in (("train", False), ("validation", True)):
+    for split in SPLITS:
         stream = TokenStream(folder, split)
         token_ids = stream.slice(0, len(stream)).tolist()
         pieces: list[list[int]] = [[]]
@@ -57,7 +58,7 @@ def test_tokenise_writes_every_document_once(tmp_path: Path, smoke: Params) -> N
                 pieces.append([])
             else:
                 pieces[-1].append(token_id)
-        expected = [text for text in texts if is_validation(text, 20.0) is held_out]
+        expected = [text for text in texts if split_of(text, 20.0, 20.0) == split]
         assert [tokenizer.decode(piece) for piece in pieces[:-1]] == expected
         counts = description["splits"][split]
         assert (counts["documents"], counts["tokens"]) == (len(expected), len(token_ids))
@@ -89,7 +90,7 @@ def test_tokenizers_that_are_none(tmp_path: Path, content: str | None) -> None:
 
 def test_a_split_without_documents(tmp_path: Path, smoke: Params) -> None:
     params = small_corpus(tmp_path, smoke, ["one single document"])
-    with pytest.raises(CalmError, match="falls into the validation split"):
+    with pytest.raises(CalmError, match="falls into the (train|validation) split"):
         tokenise(params, tmp_path)
 
 

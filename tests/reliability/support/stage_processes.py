@@ -64,6 +64,7 @@ def make_project(folder: Path) -> Path:
     params["autoencoder"].update(batch_patches=16)
     for section in ("calm", "transformer"):
         params[section].update(hidden_size=16, intermediate_size=24, context_tokens=32)
+    params["transformer"].update(steps=12)
     params["evaluation"].update(tokens=500, checkpoint_tokens=300)
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     load_params(folder / "params.yaml")

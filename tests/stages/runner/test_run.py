@@ -99,7 +99,7 @@ def test_errors_of_the_system_are_told_in_one_line(error: OSError, told: str, pr
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        _run("train_calm", work, False)
+        _run("train_calm", work, [])
     assert str(ended.value).startswith(f"train_calm: {told}")
     assert str(ended.value).endswith(", then run `dvc repro` again")
 
@@ -111,4 +111,4 @@ def test_a_fault_of_the_program_keeps_its_traceback(project: Path) -> None:
         raise ValueError("a fault")
 
     with pytest.raises(ValueError, match="a fault"):
-        _run("train_calm", work, False)
+        _run("train_calm", work, [])

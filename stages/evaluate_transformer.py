@@ -1,0 +1,40 @@
+"""Stage evaluate_transformer: held-out tokens and a Transformer -> results/scores/transformer, its BrierLM."""
+
+from functools import partial
+from pathlib import Path
+
+from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
+from calm_core.evaluation.scores import score_places, write_scores
+from calm_core.params import Params
+from calm_core.runtime.device import choose_device
+from calm_core.runtime.precision import set_threads
+from calm_core.runtime.randomness import generator
+from calm_core.storage.model_folder import load_model
+from calm_core.storage.provenance import require_intact, require_tokenizer_of
+from calm_core.tokens.blocks import EvaluationBlocks
+from calm_core.tokens.shards import TokenStream
+from calm_core.transformer.model import Transformer
+from stages.runner.places import RUN, Places
+from stages.runner.run import run_repeatable_stage
+
+STAGE, TOKENS = "evaluate_transformer", Path("data/tokens")
+
+
+def main(params: Params, places: Places = RUN) -> None:
+    """Score the model where ``evaluate_calm`` asks a CALM of ``autoencoder.patch_size``, by its own context."""
+    set_threads(params.runtime.threads)
+    device, settings, folder = choose_device(params.runtime.device), params.evaluation, places.models / "transformer"
+    require_intact(TOKENS)
+    require_tokenizer_of(folder, TOKENS)
+    model = load_model(Transformer, folder).to(device)
+    tokens, context = TokenStream(TOKENS, settings.split), params.transformer.context_tokens
+    blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
+    patch_size, draws = params.autoencoder.patch_size, generator(params.seed, STAGE, "bootstrap")
+    score = partial(evaluate_transformer, model, patch_size=patch_size, samples=settings.samples)
+    found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
+    found.summary["cross_entropy_nats"] = cross_entropy(model, blocks)
+    write_scores(places.scores("transformer"), found)
+
+
+if __name__ == "__main__":
+    run_repeatable_stage(STAGE, main)
