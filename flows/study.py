@@ -78,7 +78,7 @@ def study(
         "widths": widths,
         "seeds": seeds,
         # Repetitions are points of their own here.
-        "further": ["evaluation.seeds=[]"] if "seeds" in read_yaml(root / "params.yaml")["evaluation"] else [],
+        "further": ["evaluation.seeds=[]"],
         "rates": record.get("rates"),
     }
     planned = _plan(root, asked)

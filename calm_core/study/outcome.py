@@ -110,11 +110,12 @@ def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list
 
 
 def _interval(scores: list[float], low: float, high: float, generator: np.random.Generator) -> Interval:
-    """The mean of ``scores``, one a seed, where [low, high] is the interval over documents, the same for all seeds."""
+    """The mean of ``scores``, one a seed, where [low, high] is the interval over documents of one of them."""
     mean = float(np.mean(scores))
     if len(scores) == 1:
         return Interval(mean, low, high)
-    # Student's distribution for what seeds do, the normal one for what documents do: the same documents each time.
+    # Student's distribution for what seeds do, the normal one for what documents do, as if all seeds met the same ones:
+    # blocks are drawn anew for each seed, so the interval is on the wide side.
     seeds = np.std(scores, ddof=1) / np.sqrt(len(scores)) * generator.standard_t(len(scores) - 1, DRAWS)
     documents = (high - low) / (2 * NORMAL_95) * generator.standard_normal(DRAWS)
     return interval(mean, mean + seeds + documents)

@@ -1,7 +1,7 @@
 """Which trainings the study has: K, widths and budgets in factors of two, as many as fit into the hours given.
 
 Rules, the same for both models:
-- a budget is FLOPs of the language model's own training, as ``costs.flops`` counts them, and sets its steps. The
+- a budget is FLOPs of the language model's own training, as ``costs/flops.py`` counts them, and sets its steps. The
   autoencoder of a K is trained once, as params.yaml says, and shared by the points of that K; at small budgets it costs
   more than they do, so it is charged on the page, in full, beside the count without it;
 - everything else is params.yaml's: learning rates, optimiser, context, batch. A batch is halved as long as a training
@@ -22,10 +22,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from calm_core.autoencoder.training import autoencoder_config
-from calm_core.calm.head import HeadObjective
-from calm_core.calm.training import calm_config
-from calm_core.costs.flops import ModelFlops, autoencoder_flops, calm_flops, transformer_flops
+from calm_core.costs.flops import ModelFlops
+from calm_core.costs.run_shapes import run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.errors import CalmError
 from calm_core.params import CalmParams, LanguageModelParams, Params, TransformerParams, load_params
@@ -33,7 +31,6 @@ from calm_core.runtime.device import choose_device
 from calm_core.runtime.machine import describe_machine
 from calm_core.runtime.precision import set_threads
 from calm_core.study.point import TRANSFORMER, Point, calm
-from calm_core.transformer.training import transformer_config
 
 CORE_BUDGETS = 8
 """Budgets that come before other widths: a factor of 128, two decades and a little."""
@@ -152,24 +149,26 @@ class _Shape(NamedTuple):
 
 
 def _shape(params: Params, model: str, width: float) -> _Shape:
-    vocabulary_size = params.tokenizer.vocabulary_size
+    size = params.autoencoder.patch_size if model == TRANSFORMER else int(model.removeprefix("calm-"))
+    shaped = _shaped(params, size, width)
+    context = shaped.calm.context_tokens
+    if context % size or context < 2 * size:
+        raise CalmError(f"K is {size}; calm.context_tokens {context} must hold two patches or more of it")
+    flops = run_shapes(shaped).analytic_flops()
     if model == TRANSFORMER:
-        section: Any = _scaled(params.transformer, width)
-        flops = transformer_flops(transformer_config(section, vocabulary_size), section.context_tokens)
-        return _Shape(model, section, None, width, flops, 0.0)
-    size = int(model.removeprefix("calm-"))
-    coder_params = params.autoencoder.model_copy(update={"patch_size": size})
-    section = _scaled(params.calm, width)
-    if section.context_tokens % size or section.context_tokens < 2 * size:
-        raise CalmError(
-            f"K is {size}; calm.context_tokens {section.context_tokens} must hold two patches or more of it"
-        )
-    coder = autoencoder_config(coder_params, vocabulary_size)
-    scored = HeadObjective().scored_targets if section.decoder_score and section.head == "energy" else 0
-    context = section.context_tokens // size
-    flops = calm_flops(calm_config(section, coder), coder, context, section.samples, scored)
-    trained = autoencoder_flops(coder).training_per_token * coder_params.training_tokens
-    return _Shape(model, section, size, width, flops, trained)
+        return _Shape(model, shaped.transformer, None, width, flops.transformer, 0.0)
+    autoencoder = flops.autoencoder.training_per_token * shaped.autoencoder.training_tokens
+    return _Shape(model, shaped.calm, size, width, flops.calm, autoencoder)
+
+
+def _shaped(params: Params, patch_size: int, width: float) -> Params:
+    return params.model_copy(
+        update={
+            "autoencoder": params.autoencoder.model_copy(update={"patch_size": patch_size}),
+            "calm": _scaled(params.calm, width),
+            "transformer": _scaled(params.transformer, width),
+        }
+    )
 
 
 def _scaled(section: CalmParams | TransformerParams, width: float) -> LanguageModelParams:
@@ -239,19 +238,15 @@ def measure_rates(params: Params, patch_sizes: Sequence[int]) -> Rates:
     device = choose_device(params.runtime.device)
     found: dict[int, float] = {}
     baseline: list[float] = []
-    vocabulary_size = params.tokenizer.vocabulary_size
-    transformer = transformer_config(params.transformer, vocabulary_size)
     for size in patch_sizes:
-        coder_params = params.autoencoder.model_copy(update={"patch_size": size})
-        coder = autoencoder_config(coder_params, vocabulary_size)
-        shaped = params.model_copy(update={"autoencoder": coder_params})
-        speeds = tokens_per_second(shaped, calm_config(params.calm, coder), coder, transformer, device)
-        flops = _shape(params, calm(size), 1.0).flops
-        found[size] = speeds["calm_training_tokens_per_second"] * flops.training_per_token
-        baseline.append(speeds["transformer_training_tokens_per_second"])
-    per_token = _shape(params, TRANSFORMER, 1.0).flops.training_per_token
+        shaped = _shaped(params, size, 1.0)
+        shapes = run_shapes(shaped)
+        speeds = tokens_per_second(shaped, shapes.calm, shapes.autoencoder, shapes.transformer, device)
+        flops = shapes.analytic_flops()
+        found[size] = speeds["calm_training_tokens_per_second"] * flops.calm.training_per_token
+        baseline.append(speeds["transformer_training_tokens_per_second"] * flops.transformer.training_per_token)
     # The fastest: what other work on the machine took away is not the machine's.
-    return Rates(max(baseline) * per_token, found)
+    return Rates(max(baseline), found)
 
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:
