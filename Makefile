@@ -29,7 +29,7 @@ install_torch = $(if $(filter pypi,$(2)),$(1) -I -m pip install --quiet --no-dep
 unexport PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_REQUIRE_VIRTUALENV
 export PIP_USER := 0
 
-.PHONY: repro ui test test-all test-gpu mutants verify bench audit check format lock clean
+.PHONY: repro ui study test test-all test-gpu mutants verify bench audit check format lock clean
 
 repro: $(VENV)/installed
 	@$(RUN) python -m calm_core.checkout
@@ -38,6 +38,13 @@ repro: $(VENV)/installed
 # A local Prefect server on 127.0.0.1:4200 and the deployments of prefect.yaml, until Ctrl-C.
 ui: $(VENV)/installed
 	$(RUN) python -m flows.ui
+
+# Both models over K, widths and budgets, as many points as take HOURS by plan; what is done is not done again. Writes
+# results/study.html. `make study HOURS=6` adds points to those of `make study`.
+HOURS ?= 3
+study: $(VENV)/installed
+	@$(RUN) python -m calm_core.checkout
+	$(RUN) python -m flows.study --hours $(HOURS)
 
 # Lint, types, and every kind of test; within six minutes on two cores.
 test: check

@@ -1,0 +1,178 @@
+"""The paper's claims, each with a verdict that follows from the fits by a stated rule; nothing here is written by hand.
+
+A claim is a quantity and a threshold that it has to reach. It holds here if the 95 % interval of the quantity lies at
+or above the threshold, does not hold here if it lies below, and cannot be told here otherwise, or if a fit is
+missing. Models are compared at equal training FLOPs with the autoencoder's charged in full, at the largest budget
+that both have; exponents are of the language model's own FLOPs. "Here" are models and texts a million times smaller
+than the paper's.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from calm_core.study.outcome import Outcome, frontier, inference_flops
+from calm_core.study.point import TRANSFORMER, calm, label
+from calm_core.study.power_law import Floats, Interval, PowerLaw, interval
+
+Verdict = Literal["holds here", "does not hold here", "cannot be told here"]
+HOLDS: Verdict = "holds here"
+DOES_NOT: Verdict = "does not hold here"
+CANNOT: Verdict = "cannot be told here"
+
+TRAINING_SAVING, INFERENCE_SAVING = 0.44, 0.34
+"""CALM-M against Transformer-S, as published."""
+
+FEW = "too few points"
+
+
+class Claim(NamedTuple):
+    """One line of the page."""
+
+    claim: str
+    verdict: Verdict
+    evidence: str
+
+
+def verdict(quantity: Interval, threshold: float = 0.0) -> Verdict:
+    """Whether ``quantity`` reaches ``threshold``, beyond what its interval leaves open."""
+    if quantity.low >= threshold:
+        return HOLDS
+    return DOES_NOT if quantity.high < threshold else CANNOT
+
+
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of a claim with several parts: each has to hold, and one that does not is enough."""
+    if DOES_NOT in verdicts:
+        return DOES_NOT
+    return HOLDS if verdicts and set(verdicts) == {HOLDS} else CANNOT
+
+
+def claims(outcome: Outcome) -> list[Claim]:
+    """The paper's claims, judged by BrierLM, the measure that it uses."""
+    return [
+        _savings(outcome),
+        _exponents(
+            outcome,
+            "CALM gains more from scale than the Transformer: BrierLM rises with a larger exponent (K = 4)",
+            calm(4),
+            TRANSFORMER,
+        ),
+        _exponents(
+            outcome,
+            "Larger models gain more from a larger K: K = 8 gains more from scale than K = 4",
+            calm(8),
+            calm(4),
+        ),
+        _ahead(outcome, "K = 8 falls behind K = 4 at small scale", calm(4), [calm(8)]),
+        _ahead(
+            outcome,
+            "K = 4 has the best frontier, ahead of K = 1, 2 and 8 and of the Transformer",
+            calm(4),
+            [calm(1), calm(2), calm(8), TRANSFORMER],
+        ),
+        _ahead(outcome, "K = 1 is worse than the Transformer", TRANSFORMER, [calm(1)]),
+    ]
+
+
+def training_saving(first: PowerLaw, second: PowerLaw, charge: float) -> Interval:
+    """Share of training FLOPs that ``first`` saves against ``second`` at the best score that both reach.
+
+    ``charge`` is added to what ``first`` needs. FLOPs below the measured range count as its smallest.
+    """
+    target = min(law.log_score(law.largest).estimate for law in (first, second))
+
+    def needed(law: PowerLaw, lines: Floats) -> Floats:
+        # A line that does not rise never gets there.
+        with np.errstate(divide="ignore", over="ignore"):
+            flops = law.centre * np.exp((target - lines[:, 0]) / lines[:, 1])
+        return np.where(lines[:, 1] > 0, np.maximum(flops, law.smallest), np.inf)
+
+    def saving(one: Floats, two: Floats) -> Floats:
+        costs, yardstick = needed(first, one) + charge, needed(second, two)
+        with np.errstate(invalid="ignore"):
+            found = 1 - costs / yardstick
+        # Where neither gets there nothing is saved or lost.
+        return np.where(np.isinf(costs) & np.isinf(yardstick), 0.0, found)
+
+    lines = [np.array([[law.intercept, law.exponent]]) for law in (first, second)]
+    return interval(float(saving(*lines)[0]), saving(first.draws, second.draws))
+
+
+def _savings(outcome: Outcome) -> Claim:
+    text = (
+        f"CALM with K = 4 reaches the Transformer's quality with {TRAINING_SAVING:.0%} fewer training and "
+        f"{INFERENCE_SAVING:.0%} fewer inference FLOPs"
+    ).replace("%", "\N{NO-BREAK SPACE}%")
+    ours, theirs = (outcome.fits["brierlm"].get(model) for model in (calm(4), TRANSFORMER))
+    inference = [inference_flops(outcome.measured, model) for model in (calm(4), TRANSFORMER)]
+    if ours is None or theirs is None or inference[0] is None or not inference[1]:
+        return Claim(text, CANNOT, FEW)
+    whole = training_saving(ours, theirs, _charge(outcome, calm(4)))
+    alone = training_saving(ours, theirs, 0.0)
+    saved = 1 - inference[0] / inference[1]
+    found = all_of([verdict(whole, TRAINING_SAVING), verdict(Interval(saved, saved, saved), INFERENCE_SAVING)])
+    evidence = (
+        f"at the best score that both reach: training {_share(whole)} with the autoencoder, {_share(alone)} without; "
+        f"inference {_change(saved)}, of the widths that are best at the largest budget"
+    )
+    return Claim(text, found, evidence)
+
+
+def _exponents(outcome: Outcome, text: str, first: str, second: str) -> Claim:
+    one, two = (outcome.fits["brierlm"].get(model) for model in (first, second))
+    if one is None or two is None:
+        return Claim(text, CANNOT, FEW)
+    difference = interval(one.exponent - two.exponent, one.draws[:, 1] - two.draws[:, 1])
+    evidence = (
+        f"exponents {one.exponent:.2f} ({label(first)}) and {two.exponent:.2f} ({label(second)}); "
+        f"difference {difference.estimate:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+    )
+    return Claim(text, verdict(difference), evidence)
+
+
+def _ahead(outcome: Outcome, text: str, first: str, others: list[str]) -> Claim:
+    """``first`` has the better score than each of ``others`` at equal training FLOPs."""
+    found: list[Verdict] = []
+    told: list[str] = []
+    for other in others:
+        ratio = _log_ratio(outcome, first, other)
+        if ratio is None:
+            found.append(CANNOT)
+            told.append(f"{label(other)}: {FEW}")
+            continue
+        factor = Interval(*(float(np.exp(value)) for value in ratio))
+        found.append(verdict(ratio))
+        told.append(f"{factor.estimate:.2f} [{factor.low:.2f}, {factor.high:.2f}] times {label(other)}'s")
+    return Claim(text, all_of(found), f"BrierLM of {label(first)} is " + "; ".join(told))
+
+
+def _log_ratio(outcome: Outcome, first: str, second: str) -> Interval | None:
+    """Of the two models' scores at the largest training FLOPs, the autoencoder's counted, that both have fits for."""
+    one, two = (outcome.fits["brierlm"].get(model) for model in (first, second))
+    if one is None or two is None:
+        return None
+    charges = [_charge(outcome, model) for model in (first, second)]
+    budget = min(law.largest + charge for law, charge in zip((one, two), charges, strict=True))
+    left = [budget - charge for charge in charges]
+    # What an autoencoder leaves of the budget may be less than was ever measured.
+    if left[0] < one.smallest or left[1] < two.smallest:
+        return None
+    estimate = one.log_score(left[0]).estimate - two.log_score(left[1]).estimate
+    draws = one.log_score_draws(np.array(left[0])) - two.log_score_draws(np.array(left[1]))
+    return interval(estimate, draws)
+
+
+def _charge(outcome: Outcome, model: str) -> float:
+    best = frontier(outcome.measured, model, "brierlm")
+    return best[-1].autoencoder_flops if best else 0.0
+
+
+def _share(saving: Interval) -> str:
+    return f"{_change(saving.estimate)} [{_change(saving.high)}, {_change(saving.low)}]"
+
+
+def _change(saving: float) -> str:
+    """A saving as the change that it is: 0.44 as -44 %."""
+    return "no bound" if np.isinf(saving) else f"{-100 * saving:+,.0f}\N{NO-BREAK SPACE}%"

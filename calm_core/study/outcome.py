@@ -1,0 +1,121 @@
+"""From points to what is compared: scores over seeds, the best width at each budget, and a power law for each model."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from calm_core.study.point import TRANSFORMER, Point
+from calm_core.study.power_law import DRAWS, Interval, PowerLaw, fit_power_law, interval
+
+MEASURES = ("brierlm", "bits_per_byte")
+
+NORMAL_95 = 1.96
+
+
+class Measured(NamedTuple):
+    """One model of one width at one budget, over the seeds there are."""
+
+    model: str
+    hidden_size: int
+    budget: float
+    training_flops: float
+    autoencoder_flops: float
+    inference_flops_per_token: float
+    brierlm: Interval
+    """Over documents and, from two seeds on, over seeds."""
+    bits_per_byte: Interval | None
+    seeds: int
+
+    def score(self, measure: str) -> Interval | None:
+        """One of ``MEASURES``."""
+        return self.brierlm if measure == "brierlm" else self.bits_per_byte
+
+
+class Outcome(NamedTuple):
+    """All that the page and the claims are made of."""
+
+    measured: list[Measured]
+    fits: dict[str, dict[str, PowerLaw | None]]
+    """For each measure and model, over the model's frontier, against the FLOPs of the language model alone."""
+
+
+def outcome(points: Sequence[Point]) -> Outcome:
+    """Of the completed ones among ``points``; random draws are the same for the same points."""
+    generator = np.random.default_rng(0)
+    measured = _over_seeds(points, generator)
+    models = list(dict.fromkeys(one.model for one in measured))
+    fits: dict[str, dict[str, PowerLaw | None]] = {}
+    for measure in MEASURES:
+        fits[measure] = {}
+        for model in models:
+            best = [
+                (one.training_flops, score.estimate)
+                for one, score in usable(frontier(measured, model, measure), measure)
+            ]
+            fits[measure][model] = fit_power_law([x for x, _ in best], [y for _, y in best], generator)
+    return Outcome(measured, fits)
+
+
+def frontier(measured: Sequence[Measured], model: str, measure: str) -> list[Measured]:
+    """The width of ``model`` with the best score at each budget, by rising budget."""
+    best: dict[float, tuple[float, Measured]] = {}
+    for one in measured:
+        score = one.score(measure)
+        if one.model != model or score is None:
+            continue
+        rank = score.estimate if measure == "brierlm" else -score.estimate
+        if one.budget not in best or rank > best[one.budget][0]:
+            best[one.budget] = (rank, one)
+    return [best[budget][1] for budget in sorted(best)]
+
+
+def usable(measured: Sequence[Measured], measure: str) -> list[tuple[Measured, Interval]]:
+    """Those whose score has a logarithm that says something: the interval lies above 0."""
+    scores = [(one, one.score(measure)) for one in measured]
+    return [(one, score) for one, score in scores if score is not None and score.low > 0]
+
+
+def inference_flops(measured: Sequence[Measured], model: str) -> float | None:
+    """FLOPs a token of the width that is best at the largest budget; None if ``model`` was not measured."""
+    best = frontier(measured, model, "brierlm")
+    return best[-1].inference_flops_per_token if best else None
+
+
+def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list[Measured]:
+    groups: dict[tuple[str, int, float], list[Point]] = {}
+    for point in points:
+        if point.state == "completed" and "brierlm" in point.scores:
+            groups.setdefault((point.model, point.hidden_size, point.budget), []).append(point)
+    found = []
+    for (model, hidden_size, budget), group in groups.items():
+        scores = [point.scores["brierlm"] for point in group]
+        low, high = (float(np.mean([point.scores[f"brierlm_{end}"] for point in group])) for end in ("low", "high"))
+        bits = [point.scores["bits_per_byte"] for point in group if "bits_per_byte" in point.scores]
+        one = group[0]
+        found.append(
+            Measured(
+                model,
+                hidden_size,
+                budget,
+                one.training_flops,
+                one.autoencoder_flops,
+                one.inference_flops_per_token,
+                _interval(scores, low, high, generator),
+                _interval(bits, min(bits), min(bits), generator) if bits else None,
+                len(group),
+            )
+        )
+    return sorted(found, key=lambda one: (one.model != TRANSFORMER, one.model, one.budget, one.hidden_size))
+
+
+def _interval(scores: list[float], low: float, high: float, generator: np.random.Generator) -> Interval:
+    """The mean of ``scores``, one a seed, where [low, high] is the interval over documents of one of them."""
+    mean = float(np.mean(scores))
+    if len(scores) == 1:
+        return Interval(mean, low, high)
+    # Student's distribution for what seeds do, the normal one for what documents do, as if all seeds met the same ones:
+    # blocks are drawn anew for each seed, so the interval is on the wide side.
+    seeds = np.std(scores, ddof=1) / np.sqrt(len(scores)) * generator.standard_t(len(scores) - 1, DRAWS)
+    documents = (high - low) / (2 * NORMAL_95) * generator.standard_normal(DRAWS)
+    return interval(mean, mean + seeds + documents)

@@ -1,0 +1,149 @@
+"""The study's page, results/study.html: one file that needs nothing else, from what results/study.json holds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from calm_core.study.claims import CANNOT, DOES_NOT, HOLDS, claims
+from calm_core.study.figures import TITLES, against_inference, against_training, colour, inference_budget
+from calm_core.study.outcome import MEASURES, Outcome, frontier, outcome
+from calm_core.study.point import TRANSFORMER, Point, label
+from calm_core.study.power_law import Crossing, Interval, crossing
+
+VERDICT_CLASSES = {HOLDS: "holds", DOES_NOT: "fails", CANNOT: "open"}
+
+FARTHEST = 1000
+"""Times the largest budget: beyond it an extrapolation from two decades is no number worth printing."""
+
+
+def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
+    """The page as text; ``facts`` are rows of its last table, name to value.
+
+    It can be made at any time, from whatever points are completed.
+    """
+    found = outcome(points)
+    completed = [point for point in points if point.state == "completed"]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calm_core.study", "."), undefined=jinja2.StrictUndefined, autoescape=True
+    )
+    figures: dict[str, str] = {}
+    if found.measured:
+        figures["alone"] = against_training(found, charged=False)
+        figures["whole"] = against_training(found, charged=True)
+        figures["inference"] = against_inference(found)
+    return environment.get_template("study.html.jinja").render(
+        points=points,
+        completed=completed,
+        failed=[point for point in points if point.state == "failed"],
+        hours=sum(point.seconds or 0 for point in completed) / 3600,
+        tiles=_tiles(found),
+        decades=_decades(completed),
+        claims=claims(found),
+        verdict_classes=VERDICT_CLASSES,
+        figures=figures,
+        inference_budget=inference_budget(found.measured) if found.measured else None,
+        laws=_laws(found),
+        crossings=_crossings(found),
+        facts=facts,
+        label=label,
+        colour=colour,
+        power=power,
+    )
+
+
+def power(value: float) -> str:
+    """5.24e11, as a number of FLOPs is written."""
+    if np.isinf(value):
+        return "∞"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def crossing_sentence(first: str, second: str, found: Crossing, largest: float, ahead_at_the_end: bool) -> str:
+    """What ``found`` says of the models ``first`` and ``second``.
+
+    ``ahead_at_the_end``: ``first`` has the better fit at ``largest``, the FLOPs of the largest budget that both have.
+    """
+    ours, theirs = label(first), label(second)
+    span = _span(found.flops)
+    if found.where == "never":
+        now = "ahead" if ahead_at_the_end else "behind"
+        return f"No crossing: {ours} is {now} at the largest budget, and gains less from scale than the {theirs}."
+    if found.flops.estimate > FARTHEST * largest:
+        return f"{ours} is behind, and the fits do not meet within {FARTHEST:,.0f} times the largest budget."
+    if found.where == "ahead":
+        return f"{ours} is ahead at every budget measured, and gains more from scale; the fits meet below, at {span}."
+    if found.where == "within":
+        return f"{ours} overtakes the {theirs} at {span}."
+    return f"{ours} is behind; extrapolated, the fits meet at {span}."
+
+
+def _span(flops: Interval) -> str:
+    high = "no upper end" if np.isinf(flops.high) or flops.high > 1e30 else power(flops.high)
+    return f"{power(flops.estimate)} FLOPs [{power(flops.low)}, {high}]"
+
+
+def _tiles(found: Outcome) -> list[dict[str, str]]:
+    """Each model at its largest budget."""
+    tiles = []
+    for model in dict.fromkeys(one.model for one in found.measured):
+        best = frontier(found.measured, model, "brierlm")[-1]
+        score = best.brierlm
+        tiles.append(
+            {
+                "model": model,
+                "score": f"{score.estimate:.2f}",
+                "interval": f"[{score.low:.2f}, {score.high:.2f}]",
+                "budget": power(best.budget),
+                "width": str(best.hidden_size),
+            }
+        )
+    return tiles
+
+
+def _decades(completed: Sequence[Point]) -> float:
+    budgets = [point.budget for point in completed]
+    return float(np.log10(max(budgets) / min(budgets))) if budgets else 0.0
+
+
+def _laws(found: Outcome) -> list[dict[str, Any]]:
+    rows = []
+    for measure in MEASURES:
+        for model, law in found.fits[measure].items():
+            scores = [one.score(measure) for one in frontier(found.measured, model, measure)]
+            row: dict[str, Any] = {"measure": TITLES[measure], "model": model, "law": law, "points": len(scores)}
+            if law is not None:
+                exponent = law.exponent_interval
+                end = law.log_score(law.largest)
+                row |= {
+                    "points": law.points,
+                    "exponent": f"{exponent.estimate:.3f} [{exponent.low:.3f}, {exponent.high:.3f}]",
+                    "end": "{:.2f} [{:.2f}, {:.2f}]".format(*np.exp(end)),
+                    "residual": f"{100 * law.residual:.1f} %",
+                }
+            if any(score is not None for score in scores):
+                rows.append(row)
+    return rows
+
+
+def _crossings(found: Outcome) -> list[dict[str, str]]:
+    rows = []
+    for measure in MEASURES:
+        fits = found.fits[measure]
+        baseline = fits.get(TRANSFORMER)
+        for model, law in fits.items():
+            if model == TRANSFORMER or law is None or baseline is None:
+                continue
+            higher = measure == "brierlm"
+            sentences = {}
+            charges = {"alone": 0.0, "whole": frontier(found.measured, model, measure)[-1].autoencoder_flops}
+            for account, charge in charges.items():
+                budget = min(law.largest + charge, baseline.largest)
+                left = max(budget - charge, law.smallest)
+                better = law.log_score(left).estimate > baseline.log_score(budget).estimate
+                where = crossing(law, baseline, charge, higher)
+                sentences[account] = crossing_sentence(model, TRANSFORMER, where, budget, better == higher)
+            rows.append({"measure": TITLES[measure].split(" (")[0], "model": model, **sentences})
+    return rows

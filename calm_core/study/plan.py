@@ -1,0 +1,274 @@
+"""Which trainings the study has: K, widths and budgets in factors of two, as many as fit into the hours given.
+
+Rules, the same for both models:
+- a budget is FLOPs of the language model's own training, as ``costs/flops.py`` counts them, and sets its steps. The
+  autoencoder of a K is trained once, as params.yaml says, and shared by the points of that K; at small budgets it costs
+  more than they do, so it is charged on the page, in full, beside the count without it;
+- everything else is params.yaml's: learning rates, optimiser, context, batch. A batch is halved as long as a training
+  would have fewer than ``FEWEST_STEPS`` steps. Warm-up is a share of the steps, and then the rates fall linearly
+  to zero: a whole training for each point, none read off the middle of another;
+- a width scales hidden and intermediate size and the number of heads of both language models alike;
+- a budget at a width is taken for all models or for none: first two decades of budgets at the width of params.yaml,
+  then the other widths, then budget after budget upwards. More hours take more of this list, never another.
+
+How long a point takes is estimated from training steps measured on this machine, so that a faster machine gets larger
+budgets by the same command.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from calm_core.costs.flops import ModelFlops
+from calm_core.costs.run_shapes import run_shapes
+from calm_core.costs.throughput import tokens_per_second
+from calm_core.errors import CalmError
+from calm_core.params import CalmParams, LanguageModelParams, Params, TransformerParams, load_params
+from calm_core.runtime.device import choose_device
+from calm_core.runtime.machine import describe_machine
+from calm_core.runtime.precision import set_threads
+from calm_core.study.point import TRANSFORMER, Point, calm
+
+CORE_BUDGETS = 8
+"""Budgets that come before other widths: a factor of 128, two decades and a little."""
+
+FEWEST_STEPS = 100
+"""With fewer the batch is halved instead."""
+
+WARMUP_SHARE = 0.07
+"""Of the steps; about what params.yaml has for both models."""
+
+EVALUATION_TOKENS = 40_000
+"""Held-out tokens for every point."""
+
+FEWEST_CHECKPOINTS = 3
+"""Of the Transformer: the study reads none of them, and the schema has no fewer."""
+
+POINT_SECONDS = 30.0
+"""A point without its training and the sampling of its evaluation: a copy, the starts of its stages, DVC."""
+
+AUTOENCODER_SECONDS = 40.0
+"""An autoencoder without its training: encoding the corpus, and the starts of two stages."""
+
+STEP_SHARE = 0.75
+"""Of the measured speed is left in a training: reading batches, the optimiser and the curve take the rest."""
+
+NARROW_SHARE = 0.7
+"""Of the FLOPs a second is left at half the width: small operators wait more."""
+
+
+class Rates(NamedTuple):
+    """FLOPs a second in training at the width of params.yaml."""
+
+    transformer: float
+    calm: dict[int, float]
+    """For each K."""
+
+
+class Row(NamedTuple):
+    """One budget at one width, for all models."""
+
+    budget: float
+    width: float
+    """Factor of the width of params.yaml."""
+
+
+def rows(smallest: float, widths: Sequence[float]) -> Iterator[Row]:
+    """All rows there could be, the most important first; they never end. ``widths[0]`` comes first."""
+    for width in widths:
+        for exponent in range(CORE_BUDGETS):
+            yield Row(smallest * 2**exponent, width)
+    for exponent in count(CORE_BUDGETS):
+        for width in widths:
+            yield Row(smallest * 2**exponent, width)
+
+
+def plan_study(
+    params: Params,
+    rates: Rates,
+    hours: float,
+    smallest: float,
+    patch_sizes: Sequence[int],
+    widths: Sequence[float],
+    seeds: int,
+    further: Sequence[str] = (),
+) -> list[Point]:
+    """The points whose planned time fits into ``hours``, those of small budgets first.
+
+    ``smallest`` is the smallest budget in FLOPs; each point is repeated under ``seeds`` seeds, from ``params.seed`` on;
+    ``further`` are overrides that all points have.
+
+    Raises:
+        CalmError: not even the first row fits, or a number is not positive.
+    """
+    for name, value in (("hours", hours), ("smallest budget", smallest), ("seeds", seeds)):
+        if not value > 0:
+            raise CalmError(f"{name} is {value}; it must be above 0")
+    if not patch_sizes or not widths or min(widths) <= 0:
+        raise CalmError(f"K {list(patch_sizes)} and widths {list(widths)}: the study needs one of each, above 0")
+    shapes = {
+        (model, width): _shape(params, model, width)
+        for width in widths
+        for model in (TRANSFORMER, *map(calm, patch_sizes))
+    }
+    # Once for each K and seed, whatever else is chosen.
+    spent = sum(
+        seeds * (AUTOENCODER_SECONDS + shapes[calm(size), widths[0]].autoencoder / (STEP_SHARE * rates.calm[size]))
+        for size in patch_sizes
+    )
+    chosen: list[tuple[Row, Point]] = []
+    for row in rows(smallest, widths):
+        points = [
+            _point(params, shape, row.budget, rates, params.seed + repeat, further)
+            for (_, width), shape in shapes.items()
+            if width == row.width
+            for repeat in range(seeds)
+        ]
+        spent += sum(point.planned_seconds for point in points)
+        if spent > 3600 * hours:
+            break
+        chosen += [(row, point) for point in points]
+    if not chosen:
+        raise CalmError(f"hours is {hours}; the smallest budget for all models already takes {spent / 3600:.2f}")
+    # Stable: within a budget the width of params.yaml comes first, and the models in their order.
+    return [point for row, point in sorted(chosen, key=lambda pair: (pair[0].budget, widths.index(pair[0].width)))]
+
+
+class _Shape(NamedTuple):
+    model: str
+    section: LanguageModelParams
+    """As scaled."""
+    patch_size: int | None
+    width: float
+    flops: ModelFlops
+    autoencoder: float
+    """FLOPs of its training."""
+
+
+def _shape(params: Params, model: str, width: float) -> _Shape:
+    size = params.autoencoder.patch_size if model == TRANSFORMER else int(model.removeprefix("calm-"))
+    shaped = _shaped(params, size, width)
+    context = shaped.calm.context_tokens
+    if context % size or context < 2 * size:
+        raise CalmError(f"K is {size}; calm.context_tokens {context} must hold two patches or more of it")
+    flops = run_shapes(shaped).analytic_flops()
+    if model == TRANSFORMER:
+        return _Shape(model, shaped.transformer, None, width, flops.transformer, 0.0)
+    autoencoder = flops.autoencoder.training_per_token * shaped.autoencoder.training_tokens
+    return _Shape(model, shaped.calm, size, width, flops.calm, autoencoder)
+
+
+def _shaped(params: Params, patch_size: int, width: float) -> Params:
+    return params.model_copy(
+        update={
+            "autoencoder": params.autoencoder.model_copy(update={"patch_size": patch_size}),
+            "calm": _scaled(params.calm, width),
+            "transformer": _scaled(params.transformer, width),
+        }
+    )
+
+
+def _scaled(section: CalmParams | TransformerParams, width: float) -> LanguageModelParams:
+    """``section`` at ``width`` times its width: heads stay as large as they are, there are more or fewer of them."""
+    heads = max(1, round(section.heads * width))
+    # Whole heads, and the other sizes in proportion to what that makes of the width.
+    hidden_size = heads * (section.hidden_size // section.heads)
+    shared = max(1, section.heads // section.key_value_heads)
+    return section.model_copy(
+        update={
+            "hidden_size": hidden_size,
+            "intermediate_size": max(1, round(section.intermediate_size * hidden_size / section.hidden_size)),
+            "heads": heads,
+            "key_value_heads": heads // shared if heads % shared == 0 else heads,
+        }
+    )
+
+
+def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int, further: Sequence[str]) -> Point:
+    section, name = shape.section, TRANSFORMER if shape.patch_size is None else "calm"
+    batch = section.batch_sequences
+    per_sequence = shape.flops.training_per_token * section.context_tokens
+    parts = params.runtime.processes * params.runtime.gradient_accumulation
+    while batch // 2 >= parts and batch // 2 % parts == 0 and budget / (batch * per_sequence) < FEWEST_STEPS:
+        batch //= 2
+    steps = max(1 if shape.patch_size else FEWEST_CHECKPOINTS, round(budget / (batch * per_sequence)))
+    settings: dict[str, Any] = {
+        f"{name}.{key}": getattr(section, key)
+        for key in ("hidden_size", "intermediate_size", "heads", "key_value_heads")
+    }
+    settings |= {
+        f"{name}.batch_sequences": batch,
+        f"{name}.steps": steps,
+        f"{name}.warmup_steps": round(WARMUP_SHARE * steps),
+        f"{name}.schedule": "linear",
+    }
+    if shape.patch_size is None:
+        settings["transformer.checkpoints"] = FEWEST_CHECKPOINTS
+    else:
+        settings["autoencoder.patch_size"] = shape.patch_size
+    settings |= {"evaluation.tokens": EVALUATION_TOKENS, "seed": seed}
+    trained = per_sequence * batch * steps
+    rate = STEP_SHARE * (rates.transformer if shape.patch_size is None else rates.calm[shape.patch_size])
+    # Wider is faster, if anything; what is not known is not counted on.
+    rate *= min(1.0, NARROW_SHARE + (1 - NARROW_SHARE) * (2 * shape.width - 1))
+    # The score asks for the next four tokens, so patches of fewer than four are sampled one after another.
+    patches = 1 if shape.patch_size is None else max(1, 4 // shape.patch_size)
+    sampled = EVALUATION_TOKENS * params.evaluation.samples * patches * shape.flops.inference_per_token
+    return Point(
+        model=shape.model,
+        hidden_size=section.hidden_size,
+        budget=budget,
+        seed=seed,
+        overrides=[*(f"{key}={value}" for key, value in settings.items()), *further],
+        parameters=shape.flops.parameters,
+        training_tokens=steps * batch * section.context_tokens,
+        training_flops=trained,
+        autoencoder_flops=shape.autoencoder,
+        inference_flops_per_token=shape.flops.inference_per_token,
+        planned_seconds=POINT_SECONDS + (trained + sampled) / rate,
+    )
+
+
+def measure_rates(params: Params, patch_sizes: Sequence[int]) -> Rates:
+    """Training FLOPs a second of the shapes of ``params`` on this machine, each K in turn; some seconds each."""
+    set_threads(params.runtime.threads)
+    device = choose_device(params.runtime.device)
+    found: dict[int, float] = {}
+    baseline: list[float] = []
+    for size in patch_sizes:
+        shaped = _shaped(params, size, 1.0)
+        shapes = run_shapes(shaped)
+        speeds = tokens_per_second(shaped, shapes.calm, shapes.autoencoder, shapes.transformer, device)
+        flops = shapes.analytic_flops()
+        found[size] = speeds["calm_training_tokens_per_second"] * flops.calm.training_per_token
+        baseline.append(speeds["transformer_training_tokens_per_second"] * flops.transformer.training_per_token)
+    # The fastest: what other work on the machine took away is not the machine's.
+    return Rates(max(baseline), found)
+
+
+def main(asked: dict[str, Any]) -> dict[str, Any]:
+    """For ./params.yaml: ``plan_study``'s arguments -> points, the rates they rest on, and facts of the machine."""
+    params = load_params(Path("params.yaml"))
+    known = asked.pop("rates")
+    rates = (
+        Rates(known["transformer"], {int(size): rate for size, rate in known["calm"].items()})
+        if known
+        else measure_rates(params, asked["patch_sizes"])
+    )
+    points = plan_study(params, rates, **asked)
+    return {
+        "machine": describe_machine(),
+        "rates": rates._asdict(),
+        "points": [point.as_json() for point in points],
+    }
+
+
+if __name__ == "__main__":
+    try:
+        # One line, the last one, so that what libraries print before it does no harm.
+        print(json.dumps(main(json.loads(sys.argv[1]))))
+    except CalmError as error:
+        sys.exit(str(error))

@@ -1,0 +1,61 @@
+"""Scores over seeds, frontiers, and what is left out of a fit."""
+
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+
+from calm_core.study.outcome import frontier, inference_flops, outcome
+from calm_core.study.point import TRANSFORMER, calm
+from tests.calm_core.study.made_up import BUDGETS, point, points
+
+
+def test_seeds_become_one_point_with_an_interval_of_both() -> None:
+    scores = [1.0, 1.2, 1.4]
+    exact = [
+        replace(one, scores=one.scores | {"brierlm_low": score, "brierlm_high": score})
+        for seed, score in enumerate(scores)
+        for one in [point(TRANSFORMER, 1e12, score, seed=seed)]
+    ]
+    (one,) = outcome(exact).measured
+    assert (one.seeds, one.brierlm.estimate) == (3, pytest.approx(1.2))
+    # Without chance from documents: Student's interval of three values.
+    low, high = stats.t.interval(0.95, 2, loc=1.2, scale=stats.sem(scores))
+    assert (one.brierlm.low, one.brierlm.high) == pytest.approx((low, high), rel=0.1, abs=0.03)
+    # Without chance from seeds: the interval of the documents, which are the same ones.
+    same = [point(TRANSFORMER, 1e12, 1.0, seed=seed) for seed in range(3)]
+    (one,) = outcome(same).measured
+    assert (one.brierlm.low, one.brierlm.high) == pytest.approx((0.9, 1.1), abs=0.01)
+
+
+def test_frontier_has_the_best_width_of_each_budget_by_measure() -> None:
+    made = [
+        point(calm(4), 2e12, 3.0, 64),
+        point(calm(4), 2e12, 2.0, 128),
+        point(calm(4), 1e12, 1.0, 64),
+        point(calm(4), 1e12, 1.5, 128, inference_flops_per_token=7.0),
+        point(TRANSFORMER, 1e12, 9.0),
+    ]
+    made[0] = replace(made[0], scores=made[0].scores | {"bits_per_byte": 2.5})
+    found = outcome(made).measured
+    assert [(one.budget, one.hidden_size) for one in frontier(found, calm(4), "brierlm")] == [(1e12, 128), (2e12, 64)]
+    assert [one.hidden_size for one in frontier(found, calm(4), "bits_per_byte")][1] == 128
+    assert inference_flops(found, calm(4)) == 1e6
+    assert inference_flops(found, calm(2)) is None
+
+
+def test_scores_that_may_be_0_are_left_out_of_the_fit() -> None:
+    made = points({calm(4): (1.0, 0.5)}, noise=0.0)
+    unclear = [replace(one, scores=one.scores | {"brierlm": 0.001, "brierlm_low": 0.0}) for one in made[:3]]
+    law = outcome(unclear + made[3:]).fits["brierlm"][calm(4)]
+    assert law is not None
+    assert law.points == 5
+    assert law.smallest == BUDGETS[3]
+    assert law.exponent == pytest.approx(0.5)
+
+
+def test_failed_and_planned_points_are_not_measured() -> None:
+    made = points({calm(4): (1.0, 0.5)})
+    states = [replace(made[0], state="failed", scores={}), replace(made[1], state="planned"), *made[2:]]
+    assert len(outcome(states).measured) == len(made) - 2
+    assert outcome([]).measured == []
