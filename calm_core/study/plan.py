@@ -18,6 +18,7 @@ budgets by the same command.
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,26 +116,34 @@ def plan_study(
         for model in (TRANSFORMER, *map(calm, patch_sizes))
     }
     # Once for each K and seed, whatever else is chosen.
-    spent = sum(
-        seeds * (AUTOENCODER_SECONDS + shapes[calm(size), widths[0]].autoencoder / (STEP_SHARE * rates.calm[size]))
+    once = {
+        calm(size): AUTOENCODER_SECONDS + shapes[calm(size), widths[0]].autoencoder / (STEP_SHARE * rates.calm[size])
         for size in patch_sizes
-    )
+    }
+    spent = seeds * sum(once.values())
     chosen: list[tuple[Row, Point]] = []
     for row in rows(smallest, widths):
-        points = [
+        of_row = [
             _point(params, shape, row.budget, rates, params.seed + repeat, further)
             for (_, width), shape in shapes.items()
             if width == row.width
             for repeat in range(seeds)
         ]
-        spent += sum(point.planned_seconds for point in points)
+        spent += sum(point.planned_seconds for point in of_row)
         if spent > 3600 * hours:
             break
-        chosen += [(row, point) for point in points]
+        chosen += [(row, point) for point in of_row]
     if not chosen:
         raise CalmError(f"hours is {hours}; the smallest budget for all models already takes {spent / 3600:.2f}")
     # Stable: within a budget the width of params.yaml comes first, and the models in their order.
-    return [point for row, point in sorted(chosen, key=lambda pair: (pair[0].budget, widths.index(pair[0].width)))]
+    chosen.sort(key=lambda pair: (pair[0].budget, widths.index(pair[0].width)))
+    points: list[Point] = []
+    for _, point in chosen:
+        # The first point of a K trains the autoencoder for all of them.
+        first = not any((point.model, point.seed) == (other.model, other.seed) for other in points)
+        extra = once.get(point.model, 0.0) if first else 0.0
+        points.append(replace(point, planned_seconds=point.planned_seconds + extra))
+    return points
 
 
 class _Shape(NamedTuple):
