@@ -45,6 +45,12 @@ WARMUP_SHARE = 0.07
 EVALUATION_TOKENS = 40_000
 """Held-out tokens for every point."""
 
+SHORTER_CONTEXTS = 1.5
+"""Times as many tokens are evaluated, a quarter as many again at each of two shorter contexts."""
+
+LIKELIHOOD_SAMPLES = 640_000
+"""Tokens sampled for the bound of CALM's likelihood: 64 times 8000 of the split and 2000 of another."""
+
 FEWEST_CHECKPOINTS = 3
 """Of the Transformer: the study reads none of them, and the schema has no fewer."""
 
@@ -225,7 +231,9 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     rate *= min(1.0, NARROW_SHARE + (1 - NARROW_SHARE) * (2 * shape.width - 1))
     # The score asks for the next four tokens, so patches of fewer than four are sampled one after another.
     patches = 1 if shape.patch_size is None else max(1, 4 // shape.patch_size)
-    sampled = EVALUATION_TOKENS * params.evaluation.samples * patches * shape.flops.inference_per_token
+    sampled = SHORTER_CONTEXTS * EVALUATION_TOKENS * params.evaluation.samples * patches
+    sampled += 0 if shape.patch_size is None else LIKELIHOOD_SAMPLES
+    evaluated = sampled * shape.flops.inference_per_token
     return Point(
         model=shape.model,
         hidden_size=section.hidden_size,
@@ -237,7 +245,7 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
         training_flops=trained,
         autoencoder_flops=shape.autoencoder,
         inference_flops_per_token=shape.flops.inference_per_token,
-        planned_seconds=POINT_SECONDS + (trained + sampled) / rate,
+        planned_seconds=POINT_SECONDS + (trained + evaluated) / rate,
     )
 
 
