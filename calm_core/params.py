@@ -232,6 +232,8 @@ class TransformerParams(LanguageModelParams):
 class CalmParams(LanguageModelParams):
     """The continuous language model, its head and its loss (paper, section 3)."""
 
+    # As of the Transformer's.
+    checkpoints: Annotated[int, Field(ge=3, le=10_000)]
     input: Literal["tokens", "latents"]
     latents: Literal["encoded", "online"]
     head: Literal["energy", "diffusion", "flow"]
@@ -257,6 +259,7 @@ class EvaluationParams(Section):
     batch_sequences: Width
     tokens: Positive
     checkpoint_tokens: Positive
+    likelihood_tokens: Positive
     bootstrap_resamples: Annotated[int, Field(ge=100, le=10**6)]
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=100)]
     diversity_prompts: Annotated[int, Field(ge=16, le=10**6)]

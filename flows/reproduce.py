@@ -82,6 +82,7 @@ def reproduce(
     folder: str | None = None,
     experiment: str | None = None,
     share_cores: bool = False,
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Bring the pipeline up to date, stage by stage; returns the metrics.
 
@@ -95,6 +96,8 @@ def reproduce(
         folder: The repository; by default the one that this file lies in.
         experiment: Name of the DVC experiment that a run with overrides ends as.
         share_cores: Other runs compute on this machine meanwhile, as the points of a sweep may.
+        keep: Let a run with overrides end as a DVC experiment; without one its metrics are all that stays, and what
+            its stages made is in DVC's cache.
     """
     logger, processes = get_run_logger(), Processes(share_cores=share_cores or at_once > 1)
     root = Path(folder or ROOT).resolve()
@@ -112,8 +115,9 @@ def reproduce(
         with copy_with_overrides(root, overrides) as copy:
             processes.run(["dvc", "checkout", "--quiet", "--allow-missing"], copy, logger.info)
             metrics = _bring_up_to_date(copy, targets, force, at_once, processes, overrides, before)
-            save_experiment(copy, root, name)
-            logger.info(f"saved as the experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
+            if keep:
+                save_experiment(copy, root, name)
+                logger.info(f"saved as the experiment {name}: `dvc exp show`, `dvc exp apply {name}`")
             return metrics
     finally:
         processes.stop()

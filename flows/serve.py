@@ -13,11 +13,13 @@ from calm_core.storage.yaml_io import read_yaml
 from flows.reproduce import ROOT, reproduce
 from flows.study import study
 from flows.sweep import sweep
+from flows.tune import tune
 
 FLOWS: dict[str, Any] = {
     "flows/reproduce.py:reproduce": reproduce,
     "flows/study.py:study": study,
     "flows/sweep.py:sweep": sweep,
+    "flows/tune.py:tune": tune,
 }
 
 

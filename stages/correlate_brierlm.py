@@ -1,56 +1,116 @@
-"""Stage correlate_brierlm: held-out tokens and the Transformer's checkpoints -> results/correlation.json."""
+"""Stage correlate_brierlm: held-out tokens, checkpoints of both models -> results/correlation, two measures of each."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.model import Calm
 from calm_core.evaluation.brier import by_document
-from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
+from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.evaluation.correlation import correlation
 from calm_core.evaluation.intervals import estimate_brierlm
+from calm_core.evaluation.likelihood import TEMPERATURES, calm_surprise, likelihood_blocks
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.randomness import generator
-from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import load_model
+from calm_core.storage.json_io import read_json, write_json
+from calm_core.storage.model_folder import AUTOENCODER, load_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
 from calm_core.transformer.model import Transformer
-from stages.runner.run import run_stage
+from stages.runner.places import RUN, Places
+from stages.runner.run import run_repeatable_stage
 
 STAGE = "correlate_brierlm"
 TOKENS = Path("data/tokens")
 
-SAMPLES = 1
-"""Sampled prefixes a position: what is saved here is better spent on positions, whose accuracy term is exact."""
+SAMPLES_OF_TRANSFORMER, SAMPLES_OF_CALM = 1, 2
+"""A position, for BrierLM: what is saved here is better spent on positions. Of CALM, two is the least there can be."""
+
+SAMPLES_OF_BOUND, FEWER_TOKENS = 16, 4
+"""N of the bound of CALM's likelihood, on so many times fewer tokens than evaluate_calm's."""
 
 
-def main(params: Params) -> None:
-    """Score every checkpoint by both measures, at the places where ``evaluate_brierlm`` scores the final model."""
+def main(params: Params, places: Places = RUN) -> None:
+    """Score every checkpoint by both measures, at the places where the final models are scored."""
     set_threads(params.runtime.threads)
-    device = choose_device(params.runtime.device)
-    settings, context = params.evaluation, params.transformer.context_tokens
     require_intact(TOKENS)
-    tokens = TokenStream(TOKENS, settings.split)
-    blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.checkpoint_tokens, params.seed)
-    rows: list[dict[str, Any]] = []
-    for folder in sorted(Path("models/transformer_checkpoints").iterdir()):
+    found = {"calm": _of_calm(params, places), "transformer": _of_transformer(params, places)}
+    places.correlation.parent.mkdir(parents=True, exist_ok=True)
+    write_json(places.correlation, found)
+    for name, model in found.items():
+        print(
+            f"{name}: BrierLM and likelihood over {len(model['checkpoints'])} checkpoints: "
+            f"Pearson {model['pearson']}, Spearman {model['spearman']}"
+        )
+
+
+def _of_calm(params: Params, places: Places) -> dict[str, Any]:
+    device, blocks = choose_device(params.runtime.device), _blocks(params, params.calm.context_tokens)
+    autoencoder = load_model(Autoencoder, places.models / "calm" / AUTOENCODER).to(device)
+    # That of the final model for all: the bounds of models with other decoders could not be compared.
+    temperature = float(read_json(places.scores("calm").with_suffix(".json"))["decoder_temperature"])
+    some = likelihood_blocks(blocks, params.evaluation.likelihood_tokens // FEWER_TOKENS)
+
+    def score(folder: Path) -> tuple[Any, float]:
+        model = load_model(Calm, folder).to(device)
+        surprise = calm_surprise(model, autoencoder, some, (SAMPLES_OF_BOUND,))
+        nats = surprise.nats[TEMPERATURES.index(temperature), 0].sum() / surprise.tokens.sum()
+        return evaluate_calm(model, autoencoder, blocks, SAMPLES_OF_CALM), float(nats)
+
+    rows = _checkpoints(params, places.models / "calm_checkpoints", "nats_per_token", score)
+    return {
+        **_correlation(rows, "nats_per_token"),
+        "samples": SAMPLES_OF_BOUND,
+        "decoder_temperature": temperature,
+        "checkpoints": rows,
+    }
+
+
+def _of_transformer(params: Params, places: Places) -> dict[str, Any]:
+    device, blocks = choose_device(params.runtime.device), _blocks(params, params.transformer.context_tokens)
+
+    def score(folder: Path) -> tuple[Any, float]:
         model = load_model(Transformer, folder).to(device)
-        documents = by_document(evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES))
-        score = estimate_brierlm([documents], settings.bootstrap_resamples, generator(params.seed, STAGE, "bootstrap"))
+        documents = evaluate_transformer(model, blocks, params.autoencoder.patch_size, SAMPLES_OF_TRANSFORMER)
+        return documents, cross_entropy(model, blocks)
+
+    rows = _checkpoints(params, places.models / "transformer_checkpoints", "cross_entropy_nats", score)
+    return {**_correlation(rows, "cross_entropy_nats"), "checkpoints": rows}
+
+
+def _blocks(params: Params, context: int) -> EvaluationBlocks:
+    settings = params.evaluation
+    tokens = TokenStream(TOKENS, settings.split)
+    return EvaluationBlocks(tokens, context, settings.batch_sequences, settings.checkpoint_tokens, params.seed)
+
+
+def _checkpoints(
+    params: Params, folder: Path, measure: str, score: Callable[[Path], tuple[Any, float]]
+) -> list[dict[str, Any]]:
+    """A row for each checkpoint in ``folder``; ``score`` gives sums of Brier scores, and ``measure`` of likelihood."""
+    rows = []
+    for checkpoint in sorted(folder.iterdir()):
+        sums, nats = score(checkpoint)
+        draws = generator(params.seed, STAGE, "bootstrap")
+        found = estimate_brierlm([by_document(sums)], params.evaluation.bootstrap_resamples, draws)
         rows.append(
             {
-                "step": int(folder.name.removeprefix("step-")),
-                "cross_entropy_nats": cross_entropy(model, blocks),
-                "brierlm": score.brierlm,
-                "brierlm_ci95": score.brierlm_ci95,
+                "step": int(checkpoint.name.removeprefix("step-")),
+                measure: nats,
+                "brierlm": found.brierlm,
+                "brierlm_ci95": found.brierlm_ci95,
             }
         )
-    found = correlation([row["brierlm"] for row in rows], [row["cross_entropy_nats"] for row in rows])
-    write_json(Path("results/correlation.json"), {**found._asdict(), "checkpoints": rows})
-    print(f"BrierLM and cross entropy over {len(rows)} checkpoints: Pearson {found.pearson}, Spearman {found.spearman}")
+    return rows
+
+
+def _correlation(rows: list[dict[str, Any]], measure: str) -> dict[str, Any]:
+    return correlation([row["brierlm"] for row in rows], [row[measure] for row in rows])._asdict()
 
 
 if __name__ == "__main__":
-    run_stage(STAGE, main)
+    run_repeatable_stage(STAGE, main)

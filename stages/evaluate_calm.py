@@ -1,10 +1,20 @@
-"""Stage evaluate_calm: held-out tokens and a CALM -> results/scores/calm, its BrierLM."""
+"""Stage evaluate_calm: held-out tokens and a CALM -> results/scores/calm, with bounds of its likelihood."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from calm_core.calm.folder import load_calm
 from calm_core.evaluation.brierlm import evaluate_calm
+from calm_core.evaluation.likelihood import (
+    SAMPLES,
+    Surprise,
+    best_temperature,
+    calm_surprise,
+    described_bound,
+    likelihood_blocks,
+    scored_bytes,
+)
 from calm_core.evaluation.scores import score_places, write_scores
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
@@ -13,10 +23,17 @@ from calm_core.runtime.randomness import generator
 from calm_core.storage.provenance import require_intact, require_tokenizer_of
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
+from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer
 from stages.runner.places import RUN, Places
 from stages.runner.run import run_repeatable_stage
 
 STAGE, TOKENS = "evaluate_calm", Path("data/tokens")
+
+CHOOSING = "validation"
+"""The split on which the temperature of the decoder's softmax is chosen."""
+
+FEWER_TOKENS = 4
+"""It is chosen on so many times fewer tokens than the bound is then reported on."""
 
 
 def main(params: Params, places: Places = RUN) -> None:
@@ -34,7 +51,19 @@ def main(params: Params, places: Places = RUN) -> None:
     draws = generator(params.seed, STAGE, "bootstrap")
     patch_size = model.config.patch_size
     found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
-    write_scores(places.scores("calm"), found)
+    some = likelihood_blocks(blocks, settings.likelihood_tokens)
+    bounds = calm_surprise(model, autoencoder, some)
+
+    def choosing() -> Surprise:
+        if settings.split == CHOOSING:
+            return bounds
+        there = replace(blocks, tokens=TokenStream(TOKENS, CHOOSING))
+        fewer = likelihood_blocks(there, settings.likelihood_tokens // FEWER_TOKENS)
+        return calm_surprise(model, autoencoder, fewer, SAMPLES[-1:])
+
+    text_bytes = scored_bytes(load_tokenizer(folder / TOKENIZER), some, patch_size)
+    likelihood = described_bound(bounds, best_temperature(choosing()), text_bytes)
+    write_scores(places.scores("calm"), found._replace(summary={**found.summary, **likelihood}))
 
 
 if __name__ == "__main__":

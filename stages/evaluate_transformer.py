@@ -1,9 +1,16 @@
-"""Stage evaluate_transformer: held-out tokens and a Transformer -> results/scores/transformer, its BrierLM."""
+"""Stage evaluate_transformer: held-out tokens and a Transformer -> results/scores/transformer, with likelihood."""
 
 from functools import partial
 from pathlib import Path
 
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
+from calm_core.evaluation.likelihood import (
+    described,
+    likelihood,
+    likelihood_blocks,
+    scored_bytes,
+    transformer_surprise,
+)
 from calm_core.evaluation.scores import score_places, write_scores
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
@@ -13,6 +20,7 @@ from calm_core.storage.model_folder import load_model
 from calm_core.storage.provenance import require_intact, require_tokenizer_of
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
+from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer
 from calm_core.transformer.model import Transformer
 from stages.runner.places import RUN, Places
 from stages.runner.run import run_repeatable_stage
@@ -32,8 +40,15 @@ def main(params: Params, places: Places = RUN) -> None:
     patch_size, draws = params.autoencoder.patch_size, generator(params.seed, STAGE, "bootstrap")
     score = partial(evaluate_transformer, model, patch_size=patch_size, samples=settings.samples)
     found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
-    found.summary["cross_entropy_nats"] = cross_entropy(model, blocks)
-    write_scores(places.scores("transformer"), found)
+    # The tokens that the bound of a CALM is of; the cross entropy is of all.
+    some = likelihood_blocks(blocks, settings.likelihood_tokens)
+    surprise = transformer_surprise(model, some, patch_size)
+    text_bytes = scored_bytes(load_tokenizer(folder / TOKENIZER), some, patch_size)
+    more = {
+        "cross_entropy_nats": cross_entropy(model, blocks),
+        **described(likelihood(surprise, text_bytes), surprise, text_bytes),
+    }
+    write_scores(places.scores("transformer"), found._replace(summary={**found.summary, **more}))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def _measured(
         "brierlm": score.brierlm,
         "brierlm_ci95": score.brierlm_ci95,
         "exact": float(torch.cat([texts.exact, others.exact], dim=1).mean()),
+        "reached": float(torch.cat([texts.reached, others.reached], dim=1).mean()),
         **_distinct(texts.token_ids),
     }
     return row, texts.token_ids

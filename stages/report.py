@@ -16,6 +16,7 @@ from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import read_json
 from calm_core.storage.provenance import DESCRIPTION, require_intact, require_tokenizer_of
 from calm_core.tokens.shards import TokenStream
+from stages.runner.places import Places
 from stages.runner.run import run_stage
 
 RESULTS, TOKENS = Path("results"), Path("data/tokens")
@@ -35,7 +36,8 @@ def main(params: Params) -> None:
         autoencoder=read_json(RESULTS / "autoencoder.json"),
         brierlm=read_json(RESULTS / "brierlm.json"),
         flops=read_json(RESULTS / "flops.json"),
-        correlation=read_json(RESULTS / "correlation.json"),
+        correlations=[read_json(Places(seed).correlation) for seed in (None, *params.evaluation.seeds)],
+        diversity=read_json(RESULTS / "diversity.json"),
         curves=read_curves(RESULTS / "training"),
         samples=_samples(params),
         machine=describe_machine(),

@@ -1,9 +1,9 @@
-"""Stage train_calm: tokens, latents and autoencoder -> models/calm."""
+"""Stage train_calm: tokens, latents and autoencoder -> models/calm, and checkpoints of its training."""
 
 from pathlib import Path
 
 from calm_core.autoencoder.model import Autoencoder
-from calm_core.calm.training import train_calm
+from calm_core.calm.training import checkpoint_steps, train_calm
 from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.params import Params
@@ -36,9 +36,12 @@ def main(params: Params, places: Places = RUN) -> Measured:
         tokens, autoencoder = TokenStream(TOKENS, "train"), load_model(Autoencoder, trained)
         online = OnlineLatents(tokens, autoencoder, params.runtime.precision)
         latents = LatentCorpus(places.latents) if encoded else online
-        model = train_calm(params, tokens, latents, autoencoder, session.run)
+        run = session.keeping(checkpoint_steps(params.calm), params.calm.context_tokens)
+        model = train_calm(params, tokens, latents, autoencoder, run)
     if not session.run.is_first:
         return {}
+    # Without the autoencoder, which is that of models/calm for all of them.
+    session.write_kept(places.models / "calm_checkpoints")
     # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)

@@ -22,7 +22,7 @@ from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.loop import train
 from calm_core.training.objective import CPU, Loss, on_device
-from calm_core.training.run import Run
+from calm_core.training.run import Run, spread_steps
 from calm_core.training.shape import shape_from
 
 STAGE = "train_calm"
@@ -152,13 +152,19 @@ def train_calm(
 ) -> Calm:
     """Train a CALM on the training split; errors as ``CalmObjective`` and ``train``.
 
-    ``autoencoder`` is moved to the device of the training.
+    ``autoencoder`` is moved to the device of the training. A training that resumes does not hand models before its
+    checkpoint to ``run.keep`` again.
     """
     run = run or Run()
     # In place, since the objective's space is a method of this very module.
     autoencoder.to(run.processes.device)
     objective = CalmObjective(params.calm, tokens, latents, autoencoder, params.seed)
     return train(objective, params.calm, params.runtime, run)
+
+
+def checkpoint_steps(section: CalmParams) -> frozenset[int]:
+    """After which steps the models are kept that BrierLM and the bound of the likelihood are compared on."""
+    return spread_steps(section.steps, section.checkpoints)
 
 
 @torch.no_grad()

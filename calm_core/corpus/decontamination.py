@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calm_core.tokens.ngrams import ngram_counts, occurring, split_hashes
+from calm_core.tokens.ngrams import ngram_counts, ngram_hashes, occurring
 from calm_core.tokens.shards import TokenStream, TokenWriter
 
 NGRAM_TOKENS = 8
@@ -52,16 +52,29 @@ def seen_in_training(held_out: Mapping[str, TokenStream], train: TokenStream) ->
 
     Memory is a multiple of the held-out splits', whatever the size of training.
     """
-    hashes = {split: np.concatenate(list(split_hashes(tokens, NGRAM_TOKENS))) for split, tokens in held_out.items()}
-    wanted = np.unique(np.concatenate(list(hashes.values())))
+    # Shards of held-out splits are small: each ends where one of training does. They are hashed twice, which takes less
+    # memory than to keep the hash of every n-gram.
+    distinct = [
+        np.unique(ngram_hashes(token_ids, ends, NGRAM_TOKENS))
+        for tokens in held_out.values()
+        for token_ids, ends in tokens.shards()
+    ]
+    wanted = np.unique(np.concatenate(distinct))
+    del distinct
     found = occurring(wanted, train, NGRAM_TOKENS, "decontaminate")
-    seen = {}
-    for split, of_split in hashes.items():
-        counts = ngram_counts(held_out[split].document_ends.numpy(), NGRAM_TOKENS)
+    return {split: _counted(tokens, wanted, found) for split, tokens in held_out.items()}
+
+
+def _counted(tokens: TokenStream, wanted: np.ndarray, found: np.ndarray) -> Seen:
+    """What of a split was ``found`` [n-grams] bool among ``wanted``, its and perhaps other splits' hashes in order."""
+    ngrams, in_training = [], []
+    for token_ids, ends in tokens.shards():
+        counts = ngram_counts(ends, NGRAM_TOKENS)
+        there = found[np.searchsorted(wanted, ngram_hashes(token_ids, ends, NGRAM_TOKENS))]
+        ngrams.append(counts)
         # Every document has an n-gram, so none of these ranges is empty.
-        in_training = np.add.reduceat(found[np.searchsorted(wanted, of_split)], np.cumsum(counts) - counts, dtype=int)
-        seen[split] = Seen(counts, in_training)
-    return seen
+        in_training.append(np.add.reduceat(there, np.cumsum(counts) - counts, dtype=int))
+    return Seen(np.concatenate(ngrams), np.concatenate(in_training))
 
 
 def write_documents(tokens: TokenStream, documents: np.ndarray, writer: TokenWriter) -> list[Path]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from calm_core.corpus.text_files import source_files
+from calm_core.corpus.text_files import file_names, source_files
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.runtime.processors import available_processors
@@ -33,8 +33,8 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     """What stands for the text and the tokenizer that ``params`` name, as plain JSON; the record is kept in ``folder``.
 
     Files are told by their number, their bytes, and the SHA-256 of what `sha256sum --zero` prints of them, in the order
-    in which they are read, by their names from the innermost folder that holds them all. What comes from elsewhere,
-    pinned by params.yaml, is told by its name.
+    in which they are read, by their names from the innermost folder that holds them all; where the split goes by file,
+    also by the names that decide it. What comes from elsewhere, pinned by params.yaml, is told by its name.
 
     Raises:
         CalmError: a file is missing or cannot be read.
@@ -60,6 +60,10 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
             "bytes": sum(sizes[: len(files)]),
             "sha256": hashlib.sha256(listing).hexdigest(),
         }
+    if corpus.split_unit == "file":
+        # These begin elsewhere than the names above: at the folder that corpus.paths names.
+        groups = b"".join(os.fsencode(name) + b"\0" for name in file_names(corpus))
+        told["names_sha256"] = hashlib.sha256(groups).hexdigest()
     return told | {"tokenizer_sha256": digests[-1] if tokenizer else None}
 
 

@@ -1,6 +1,7 @@
-"""Whether BrierLM ranks models as cross entropy does: over checkpoints of one training (paper, section 4)."""
+"""Whether BrierLM ranks models as their likelihood does: over checkpoints of a training (paper, section 4)."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -21,3 +22,10 @@ def correlation(first: list[float], second: list[float]) -> Correlation:
         frame.select(pl.corr("first", "second", method=method)).item() for method in ("pearson", "spearman")
     )
     return Correlation(pearson, spearman)
+
+
+def pooled_correlation(runs: Sequence[dict[str, Any]], measure: str) -> Correlation:
+    """Of the checkpoints of several trainings together; each of ``runs`` has "checkpoints" with "brierlm" and
+    ``measure``."""
+    rows = [row for run in runs for row in run["checkpoints"]]
+    return correlation([row["brierlm"] for row in rows], [row[measure] for row in rows])

@@ -48,6 +48,8 @@ class Step(NamedTuple):
     """False where a temperature below 1 was approximated."""
     exact: bool
     """Whether the rest is from P^(1 / temperature) itself (``TemperatureSample``)."""
+    reached: Tensor
+    """False where it was approximated by a higher temperature."""
 
 
 class Prompts(NamedTuple):
@@ -89,7 +91,7 @@ def calm_steps(
         hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
         if sampling.temperature == 1:
             latents = model.head.sample(hidden_states, model.head.sampling_draws((len(once),), generator))
-            chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool(), exact=True)
+            chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool(), exact=True, reached=once.bool())
             latents = latents[:, None]  # a model that is fed latents gets those that the patch was decoded from
         else:
             chosen = _sharpened(model, autoencoder, hidden_states, sampling, generator)
@@ -110,7 +112,7 @@ def transformer_steps(
         mask = _mask(padding, cache.length, token_ids.shape[1])
         logits = model(token_ids, cache, mask=mask)[:, -1].float()
         token_ids = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)[:, None]
-        yield Step(token_ids, once, once.bool(), exact=True)
+        yield Step(token_ids, once, once.bool(), exact=True, reached=once.bool())
 
 
 def _sharpened(

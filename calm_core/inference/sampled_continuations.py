@@ -31,6 +31,8 @@ class Continuations(NamedTuple):
     """[copies, prompts, tokens] int64, on the CPU"""
     exact: Tensor
     """[copies, prompts] float64, on the CPU: the share of steps that are from P^(1 / temperature) itself"""
+    reached: Tensor
+    """[copies, prompts] float64, on the CPU: the share of steps that are not from a higher one for want of draws"""
 
 
 def sampled_continuations(
@@ -64,7 +66,8 @@ def sampled_continuations(
         taken = list(islice(steps, -(-tokens // patch_size)))
         token_ids = torch.cat([step.token_ids for step in taken], dim=1)[:, :tokens]
         exact = torch.stack([step.finished & step.exact for step in taken]).cpu().double().mean(dim=0)
-        return Continuations(token_ids.cpu().unflatten(0, (copies, -1)), exact.unflatten(0, (copies, -1)))
+        reached = torch.stack([step.reached for step in taken]).cpu().double().mean(dim=0)
+        return Continuations(*(part.cpu().unflatten(0, (copies, -1)) for part in (token_ids, exact, reached)))
 
     models = [part for part in (model, autoencoder) if part is not None]
     done = []

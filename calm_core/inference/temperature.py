@@ -53,6 +53,8 @@ class TemperatureSample(NamedTuple):
     """[rows] bool, false where the symbol comes from the batch approximation"""
     exact: bool
     """Whether symbols of the finished rows are from P^(1 / T) / Z itself: not if a budget may have chosen among them"""
+    reached: Tensor
+    """[rows] bool, false where the approximation saw no symbol as often as T asks, and chose as at a higher one"""
 
 
 def exact_temperature(
@@ -78,6 +80,7 @@ def exact_temperature(
     device = float64_device(generator.device)
     open_rows = torch.arange(rows, device=device)
     draws, finished = torch.zeros_like(open_rows), torch.ones_like(open_rows, dtype=torch.bool)
+    reached = finished.clone()
     limit = math.inf if budget is None else budget
     places, symbols = [], []  # rows that are done and their symbols, in the order in which they were
     # A round may begin in one block of draws and end in the next: begun, seen and skip carry it over.
@@ -105,12 +108,15 @@ def exact_temperature(
             )
         places.append(open_rows)
         samples = draw(open_rows.to(generator.device), fallback_draws)
-        symbols.append(_choose(samples, temperature, generator).to(device))
+        chosen, of_batch = _choose(samples, temperature, generator)
+        symbols.append(chosen.to(device))
         draws[open_rows] = asked + fallback_draws
         finished[open_rows] = False
+        reached[open_rows] = of_batch.to(device)
     where = generator.device
     found = torch.cat(symbols)[torch.cat(places).argsort()].to(where)
-    return TemperatureSample(found, draws.to(where), finished.to(where), budget is None or whole_exponent(temperature))
+    exact = budget is None or whole_exponent(temperature)
+    return TemperatureSample(found, draws.to(where), finished.to(where), exact, reached.to(where))
 
 
 def batch_temperature(
@@ -126,8 +132,8 @@ def batch_temperature(
     plain = temperature == 1
     samples = draw(torch.arange(rows, device=generator.device), 1 if plain else draws)
     used = torch.full((rows,), len(samples), device=generator.device)
-    chosen = _choose(samples, temperature, generator)
-    return TemperatureSample(chosen, used, torch.full_like(used, plain).bool(), plain)
+    chosen, reached = _choose(samples, temperature, generator)
+    return TemperatureSample(chosen, used, torch.full_like(used, plain).bool(), plain, reached)
 
 
 def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -146,25 +152,7 @@ def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator
     Raises:
         ValueError: ``temperature`` is outside (0, 1], or N is 0.
     """
-    whole, fraction = _split_exponent(temperature)
-    if len(samples) == 0:
-        raise ValueError("samples hold 0 draws a row; at least 1 is needed to choose from")
-    ids = _symbol_ids(samples.to(float64_device(samples.device)))
-    ids_by_row = ids * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)
-    _, distinct, multiplicity = torch.unique(ids_by_row, return_inverse=True, return_counts=True)
-    counts = multiplicity[distinct].T.double()
-    # The fallback of the paper: n, n - 1, ... until some symbol was seen that often.
-    lowered = counts.amax(dim=1, keepdim=True).clamp(max=whole)
-    exponents = lowered + fraction
-    # The clamp touches only symbols that take no part: the others have c - n - a > -1.
-    remainder = (counts - exponents).clamp(min=-fraction)
-    log_ways = torch.lgamma(counts + 1) - torch.lgamma(exponents + 1) - torch.lgamma(remainder + 1)
-    # A symbol stands in the batch as often as it was seen, so each of its copies gets its share of the weight.
-    weights = torch.where(counts >= lowered, log_ways - counts.log(), -torch.inf).softmax(dim=1)
-    if weights.device.type == generator.device.type:
-        return torch.multinomial(weights, 1, generator=generator).squeeze(1)
-    # Weights of a device without float64 are on the CPU, for which its generator cannot draw.
-    return sample_tokens(weights, generator).to(samples.device)
+    return _choice(samples, temperature, generator)[0]
 
 
 def expected_draws(probabilities: Tensor, temperature: float) -> float:
@@ -285,10 +273,34 @@ def _symbol_ids(symbols: Tensor) -> Tensor:
     return ids
 
 
-def _choose(samples: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """The symbols [rows, size] that ``batch_choice`` points at."""
-    chosen = batch_choice(samples, temperature, generator)
-    return samples[chosen, torch.arange(len(chosen), device=samples.device)]
+def _choice(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What ``batch_choice`` returns, and for each row whether some symbol was seen n times, [rows] bool."""
+    whole, fraction = _split_exponent(temperature)
+    if len(samples) == 0:
+        raise ValueError("samples hold 0 draws a row; at least 1 is needed to choose from")
+    ids = _symbol_ids(samples.to(float64_device(samples.device)))
+    ids_by_row = ids * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)
+    _, distinct, multiplicity = torch.unique(ids_by_row, return_inverse=True, return_counts=True)
+    counts = multiplicity[distinct].T.double()
+    # The fallback of the paper: n, n - 1, ... until some symbol was seen that often.
+    lowered = counts.amax(dim=1, keepdim=True).clamp(max=whole)
+    exponents = lowered + fraction
+    # The clamp touches only symbols that take no part: the others have c - n - a > -1.
+    remainder = (counts - exponents).clamp(min=-fraction)
+    log_ways = torch.lgamma(counts + 1) - torch.lgamma(exponents + 1) - torch.lgamma(remainder + 1)
+    # A symbol stands in the batch as often as it was seen, so each of its copies gets its share of the weight.
+    weights = torch.where(counts >= lowered, log_ways - counts.log(), -torch.inf).softmax(dim=1)
+    reached = (lowered.squeeze(1) == whole).to(samples.device)
+    if weights.device.type == generator.device.type:
+        return torch.multinomial(weights, 1, generator=generator).squeeze(1), reached
+    # Weights of a device without float64 are on the CPU, for which its generator cannot draw.
+    return sample_tokens(weights, generator).to(samples.device), reached
+
+
+def _choose(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The symbols [rows, size] that ``_choice`` points at, and whether the temperature was reached, [rows] bool."""
+    chosen, reached = _choice(samples, temperature, generator)
+    return samples[chosen, torch.arange(len(chosen), device=samples.device)], reached
 
 
 def _split_exponent(temperature: float) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
     """``params`` for ``steps`` steps on ``documents`` documents; ``tokenizer`` is the path of one."""
     params = with_matched_steps(params)
     values: dict[str, Any] = params.model_dump()
-    transformer_steps = max(steps, CORRELATED_CHECKPOINTS)
+    language_steps = max(steps, CORRELATED_CHECKPOINTS)
     batches = batches_of(params)
     values["runtime"] |= {"launcher": "none", "processes": 1, "gradient_accumulation": 1}
     if params.runtime.device != "cpu":
@@ -68,8 +68,8 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
     values["tokenizer"]["path"] = tokenizer
     for section, changes in (
         ("autoencoder", {"steps": steps}),
-        ("calm", {"steps": steps}),
-        ("transformer", {"steps": transformer_steps, "checkpoints": CORRELATED_CHECKPOINTS}),
+        ("calm", {"steps": language_steps, "checkpoints": CORRELATED_CHECKPOINTS}),
+        ("transformer", {"steps": language_steps, "checkpoints": CORRELATED_CHECKPOINTS}),
     ):
         values[section] |= changes | batches[section]
         values[section]["warmup_steps"] = min(values[section]["warmup_steps"], values[section]["steps"])
@@ -80,8 +80,12 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
         "batch_sequences": 1,
         # One block, and the four tokens after it that are asked for.
         "tokens": context + 4,
-        "checkpoint_tokens": params.transformer.context_tokens + 4,
+        "checkpoint_tokens": context + 4,
+        "likelihood_tokens": context + 4,
         "bootstrap_resamples": 100,
+        # Below 1 each patch is chosen among hundreds, which the text of the report tries.
+        "temperatures": [1.0],
+        "diversity_prompts": 16,
     }
     values["report"] |= {"sample_texts": 1, "prompt_tokens": 8, "sample_tokens": 8}
     small = parse_params(values, "params of the rehearsal")

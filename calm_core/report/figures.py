@@ -63,26 +63,84 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         return svg(figure)
 
 
-def brierlm_against_cross_entropy(checkpoints: list[dict[str, Any]]) -> str:
-    """BrierLM with its 95 % interval against cross entropy, one point a checkpoint, in the order of training.
+def brierlm_against_likelihood(panels: dict[str, dict[str, Any]]) -> str:
+    """BrierLM with its 95 % interval against nats a token, a panel a model, a line a training.
 
-    Each of ``checkpoints`` has {"step", "cross_entropy_nats", "brierlm", "brierlm_ci95"}.
+    ``panels`` maps a title to {"colour", "measure", "label", "runs"}: the name of the measure in a checkpoint, what it
+    is called, and lists of checkpoints in the order of training, {"step", measure, "brierlm", "brierlm_ci95"} each.
+    """
+    with plt.rc_context(STYLE):
+        figure, every = plt.subplots(
+            1, len(panels), figsize=(5.25 * len(panels), 3.4), layout="constrained", squeeze=False
+        )
+        for axes, (title, panel) in zip(every[0], panels.items(), strict=True):
+            measure, colour = panel["measure"], panel["colour"]
+            for number, checkpoints in enumerate(panel["runs"]):
+                nats = [row[measure] for row in checkpoints]
+                scores = [row["brierlm"] for row in checkpoints]
+                axes.plot(nats, scores, color=colour, marker="osD^v"[number % 5], markersize=5, linewidth=1)
+                for row in checkpoints:
+                    axes.plot([row[measure]] * 2, row["brierlm_ci95"], color=colour, linewidth=1, alpha=0.4)
+            first = panel["runs"][0]
+            for row in (first[0], first[-1]):
+                axes.annotate(
+                    f"step {row['step']:,}", (row[measure], row["brierlm"]), (6, 6), textcoords="offset points"
+                )
+            # Both fall during training, so training goes to the right, and both measures improve to the upper right.
+            axes.invert_xaxis()
+            axes.margins(x=0.15)
+            axes.set(xlabel=f"{panel['label']}, nats a token", ylabel="BrierLM")
+            axes.set_title(title)
+        return svg(figure)
+
+
+def brierlm_by_place(models: dict[str, dict[str, Any]]) -> str:
+    """BrierLM with its 95 % interval by tokens before in the block, and by context.
+
+    ``models`` maps a name to {"by_position", "by_context", "colour"}, the first two as in results/scores.
+    """
+    with plt.rc_context(STYLE):
+        figure, (by_position, by_context) = plt.subplots(1, 2, figsize=(10.5, 3.4), layout="constrained")
+        for name, model in models.items():
+            colour = model["colour"]
+            middles = [sum(row["tokens_before"]) / 2 for row in model["by_position"]]
+            _with_intervals(by_position, middles, model["by_position"], colour, name)
+            contexts = [row["context_tokens"] for row in model["by_context"]]
+            _with_intervals(by_context, contexts, model["by_context"], colour, name)
+        by_position.set(xlabel="tokens before, in the block", ylabel="BrierLM", ylim=(0, None))
+        by_position.set_title("By position in the block")
+        by_context.set(xlabel="context, tokens", xscale="log", ylim=(0, None))
+        lengths = sorted({row["context_tokens"] for model in models.values() for row in model["by_context"]})
+        by_context.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        by_context.minorticks_off()
+        by_context.set_title("By length of the block")
+        by_position.legend(frameon=False)
+        return svg(figure)
+
+
+def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float) -> str:
+    """Bounds of CALM's nats a token against the number of samples, a line a temperature of its decoder's softmax.
+
+    ``bounds`` maps a temperature to (samples, nats a token); ``exact`` is the Transformer's, a line across.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-        entropies = [row["cross_entropy_nats"] for row in checkpoints]
-        axes.plot(entropies, [row["brierlm"] for row in checkpoints], color=TRANSFORMER, marker="o", linewidth=1)
-        for row in checkpoints:
-            axes.plot([row["cross_entropy_nats"]] * 2, row["brierlm_ci95"], color=TRANSFORMER, linewidth=1, alpha=0.5)
-        for row in (checkpoints[0], checkpoints[-1]):
-            place = (row["cross_entropy_nats"], row["brierlm"])
-            axes.annotate(f"step {row['step']:,}", place, (6, 6), textcoords="offset points")
-        # Cross entropy falls during training, so training goes to the right, and both measures improve to the upper
-        # right.
-        axes.invert_xaxis()
-        axes.margins(x=0.15)
-        axes.set(xlabel="cross entropy, nats a token (training goes to the right)", ylabel="BrierLM")
-        axes.set_title("Transformer checkpoints: two measures")
+        for number, (temperature, points) in enumerate(bounds.items()):
+            samples, nats = zip(*points, strict=True)
+            # From light to full, the highest temperature the fullest.
+            alpha = 0.35 + 0.65 * number / max(1, len(bounds) - 1)
+            axes.plot(samples, nats, color=CALM, alpha=alpha, marker="o", markersize=5, linewidth=1.4)
+            axes.annotate(
+                f"tau {temperature:g}", (samples[-1], nats[-1]), (7, 0), textcoords="offset points", va="center"
+            )
+        axes.axhline(exact, color=TRANSFORMER, linewidth=1.4, linestyle="--")
+        axes.annotate("Transformer, exact", (1, exact), (0, 5), textcoords="offset points", color=TRANSFORMER)
+        axes.set(xscale="log", xlabel="samples N a patch", ylabel="nats a token", ylim=(0, None))
+        numbers = sorted({count for points in bounds.values() for count, _ in points})
+        axes.set_xticks(numbers, [str(count) for count in numbers])
+        axes.minorticks_off()
+        axes.set_xlim(right=numbers[-1] * 2.2)
+        axes.set_title("CALM: bounds of the likelihood")
         return svg(figure)
 
 
@@ -115,6 +173,14 @@ def svg(figure: Figure) -> str:
     plt.close(figure)
     # Inside a page an SVG has no XML declaration and no document type.
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _with_intervals(axes: Axes, places: list[float], rows: list[dict[str, Any]], colour: str, name: str) -> None:
+    axes.plot(
+        places, [row["brierlm"] for row in rows], color=colour, marker="o", markersize=5, linewidth=1.4, label=name
+    )
+    for place, row in zip(places, rows, strict=True):
+        axes.plot([place, place], row["brierlm_ci95"], color=colour, linewidth=1, alpha=0.5)
 
 
 def _line(axes: Axes, table: pl.DataFrame, colour: str, title: str, label: str = "", ylabel: str = "") -> None:

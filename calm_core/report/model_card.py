@@ -56,7 +56,7 @@ def render_model_card(
     """The card of a model of ``kind``.
 
     ``config`` is its config.json, ``corpus`` the description of the tokens, ``params`` the section it was trained
-    with, ``results`` a mapping of measured figures; lists are printed as intervals.
+    with, ``results`` a mapping of measured figures; lists are printed as intervals, and tables are left out.
     """
     train, test = corpus["splits"]["train"], corpus["splits"]["test"]
     header = ModelCardData(
@@ -86,7 +86,7 @@ def render_model_card(
         f"{train['tokens']:,} tokens; test split: {test['tokens']:,} tokens.",
         "",
         "## Results, test split",
-        *_table(results),
+        *_table({key: value for key, value in results.items() if not _is_table(value)}),
         "",
         "## Shape",
         *_table(_flat({key: value for key, value in config.items() if key != "kind" and value is not None})),
@@ -134,6 +134,11 @@ def _text(value: Any) -> str:
         return f"{value:.5g}"
     # Names come from elsewhere: neither HTML nor the end of a table's cell.
     return html.escape(" ".join(str(value).split()), quote=False).replace("|", "&#124;")
+
+
+def _is_table(value: Any) -> bool:
+    """Whether it is a list of mappings, as the scores by place are; the report shows those."""
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,16 +6,22 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from calm_core.evaluation.correlation import pooled_correlation
+from calm_core.report.diversity_figure import quality_against_diversity
 from calm_core.report.figures import (
     CALM,
     TRANSFORMER,
-    brierlm_against_cross_entropy,
     brierlm_against_flops,
+    brierlm_against_likelihood,
+    brierlm_by_place,
+    likelihood_bounds,
     training_curves,
 )
 
 TITLES = {"calm": "CALM", "transformer": "Transformer"}
 _COLOURS = {"calm": CALM, "transformer": TRANSFORMER}
+_MEASURES = {"calm": "nats_per_token", "transformer": "cross_entropy_nats"}
+"""What BrierLM is compared with along a training, by its name in a checkpoint."""
 
 
 def read_curves(folder: Path) -> dict[str, dict[str, pl.DataFrame]]:
@@ -36,12 +42,16 @@ def render_report(
     autoencoder: dict[str, Any],
     brierlm: dict[str, Any],
     flops: dict[str, Any],
-    correlation: dict[str, Any],
+    correlations: list[dict[str, Any]],
+    diversity: dict[str, Any],
     curves: dict[str, dict[str, pl.DataFrame]],
     samples: list[dict[str, str]],
     machine: dict[str, str],
 ) -> str:
-    """The page as text; arguments are the contents of results/*.json and what the report stage gathers."""
+    """The page as text; arguments are the contents of results/*.json and what the report stage gathers.
+
+    ``correlations`` are those of results/correlation, one a seed, the run's own first.
+    """
     # Strict: a key that a result lacks stops the report, where the default would leave an empty cell. Autoescape, since
     # sample texts hold anything.
     environment = jinja2.Environment(
@@ -51,10 +61,16 @@ def render_report(
         title: {**brierlm[name], "training_flops": flops["run"][name]["training_flops"], "colour": _COLOURS[name]}
         for name, title in TITLES.items()
     }
+    bounds = _bounds(brierlm["calm"])
     figures = {
         "quality": brierlm_against_flops(models),
         "curves": training_curves(curves),
-        "correlation": brierlm_against_cross_entropy(correlation["checkpoints"]),
+        "by_place": brierlm_by_place(models),
+        "likelihood": likelihood_bounds(bounds, brierlm["transformer"]["nats_per_token"]),
+        "correlation": _correlation_figure(correlations),
+        "diversity": quality_against_diversity(
+            diversity, {name: (title, _COLOURS[name]) for name, title in TITLES.items()}
+        ),
     }
     return environment.get_template("report.html.jinja").render(
         params=params,
@@ -64,18 +80,86 @@ def render_report(
         brierlm=brierlm,
         flops=flops,
         flops_rows=_flops_rows(flops),
-        correlation=correlation,
+        bounds=bounds,
+        by_position=_place_rows(models, "by_position", "tokens_before"),
+        by_context=_place_rows(models, "by_context", "context_tokens"),
+        correlations=_correlation_rows(correlations),
+        diversity=diversity,
         figures=figures,
         samples=samples,
         machine=machine,
         titles=TITLES,
         interval=_interval,
+        correlated=_figure,
+        with_error=_with_error,
     )
 
 
 def _interval(result: dict[str, Any]) -> str:
     low, high = result["brierlm_ci95"]
     return f"[{low:.2f}, {high:.2f}]"
+
+
+def _place_rows(models: dict[str, dict[str, Any]], kind: str, key: str) -> list[dict[str, Any]]:
+    """A row for each place of any model, with the score of each model there; None where a model has no such place."""
+    by_model = [{_place(row[key]): row for row in model[kind]} for model in models.values()]
+    every = dict.fromkeys(place for found in by_model for place in found)
+    return [{"place": place, "scores": [found.get(place) for found in by_model]} for place in every]
+
+
+def _place(place: int | list[int]) -> str:
+    return " to ".join(f"{number:,}" for number in place) if isinstance(place, list) else f"{place:,}"
+
+
+def _bounds(calm: dict[str, Any]) -> dict[float, list[tuple[int, float]]]:
+    """By temperature of the decoder's softmax, number of samples and bound in nats a token."""
+    found: dict[float, list[tuple[int, float]]] = {}
+    for row in calm["likelihood_bound"]:
+        found.setdefault(row["decoder_temperature"], []).append((row["samples"], row["nats_per_token"]))
+    return found
+
+
+def _correlation_figure(correlations: list[dict[str, Any]]) -> str:
+    calm = correlations[0]["calm"]
+    labels = {
+        "calm": f"likelihood bound of {calm['samples']} samples",
+        "transformer": "cross entropy",
+    }
+    return brierlm_against_likelihood(
+        {
+            f"{title}: two measures": {
+                "colour": _COLOURS[name],
+                "measure": _MEASURES[name],
+                "label": labels[name],
+                "runs": [one[name]["checkpoints"] for one in correlations],
+            }
+            for name, title in TITLES.items()
+        }
+    )
+
+
+def _correlation_rows(correlations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a model: its correlation over all checkpoints together, and of each training."""
+    return [
+        {
+            "title": title,
+            "checkpoints": sum(len(one[name]["checkpoints"]) for one in correlations),
+            "pooled": pooled_correlation([one[name] for one in correlations], _MEASURES[name])._asdict(),
+            "runs": [one[name] for one in correlations],
+        }
+        for name, title in TITLES.items()
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _with_error(share: float | None, error: float | None) -> str:
+    """A share and its standard error in %."""
+    if share is None:
+        return "none there"
+    return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _flops_rows(flops: dict[str, Any]) -> list[dict[str, Any]]:

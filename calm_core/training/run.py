@@ -33,3 +33,9 @@ class Run:
     def is_first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.processes.is_first
+
+
+def spread_steps(steps: int, models: int) -> frozenset[int]:
+    """After which of ``steps`` steps ``models`` models are kept: evenly spread, the end included."""
+    # Rounded down; the last is exactly ``steps``.
+    return frozenset(steps * (index + 1) // models for index in range(models))

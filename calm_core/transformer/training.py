@@ -13,7 +13,7 @@ from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.loop import train
 from calm_core.training.objective import CPU, Loss, on_device
-from calm_core.training.run import Run
+from calm_core.training.run import Run, spread_steps
 from calm_core.training.shape import shape_from
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
 
@@ -77,7 +77,5 @@ def train_transformer(params: Params, tokens: TokenStream, vocabulary_size: int,
 
 
 def checkpoint_steps(section: TransformerParams) -> frozenset[int]:
-    """After which steps the models are kept that BrierLM and cross entropy are compared on: evenly spread, the end
-    included."""
-    # Rounded down; the last is exactly ``steps``.
-    return frozenset(section.known_steps * (index + 1) // section.checkpoints for index in range(section.checkpoints))
+    """After which steps the models are kept that BrierLM and cross entropy are compared on."""
+    return spread_steps(section.known_steps, section.checkpoints)

@@ -38,6 +38,11 @@ class Places:
         """Of ``model``, without a suffix; those of all seeds lie in one folder, on which their comparison depends."""
         return Path("results/scores") / (model if self.seed is None else f"{model}-seed-{self.seed}")
 
+    @property
+    def correlation(self) -> Path:
+        """What BrierLM is compared with along the trainings; those of all seeds lie in one folder, too."""
+        return Path("results/correlation") / ("run.json" if self.seed is None else f"seed-{self.seed}.json")
+
     def params(self, params: Params) -> Params:
         """``params`` of what is done here: under the seed of the repetition, which has no repetitions itself."""
         if self.seed is None:

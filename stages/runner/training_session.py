@@ -1,18 +1,22 @@
 """The setup of a training stage: its process group, its checkpoints, and its curves through DVCLive."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from dvclive import Live
+from torch import nn
 
 from calm_core.params import Params
 from calm_core.runtime.machine import numerics
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.process_group import joined
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.model_folder import save_model
 from calm_core.training.checkpoints import Checkpoint, CheckpointStore
 from calm_core.training.run import Run
 from stages.runner.resume import folder_of, mark_finished
@@ -28,6 +32,24 @@ class TrainingSession:
     run: Run
     seconds: float = 0.0
     timer: StepTimer = field(default_factory=StepTimer)
+
+    def keeping(self, after: frozenset[int], context_tokens: int) -> Run:
+        """The run, which keeps its model, trained with ``context_tokens``, after each of the steps ``after``, too."""
+        checkpoints = self.run.checkpoints  # of the first process, which alone keeps models
+
+        def keep(step: int, model: nn.Module) -> None:
+            assert checkpoints is not None
+            with self.timer.stopped():
+                save_model(model, None, checkpoints.kept_files / f"step-{step:07d}", context_tokens)
+
+        return replace(self.run, keep=keep, kept_after=after)
+
+    def write_kept(self, folder: Path) -> None:
+        """Write the models that were kept, each in a folder of ``folder`` named by its step. For the first process."""
+        assert self.run.checkpoints is not None
+        # Copied at the end, from outside the outputs: DVC deletes those before an interrupted training resumes.
+        with whole_directory(folder) as fresh:
+            shutil.copytree(self.run.checkpoints.kept_files, fresh, dirs_exist_ok=True)
 
     def finish(self, training_tokens: int) -> Measured:
         """Mark that the outputs of the stage are written; returns its speed. For the first process alone."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calm_core.errors import CalmError
-from calm_core.params import load_params, parse_params
+from calm_core.params import load_params, parse_params, with_transformer_steps
 from calm_core.presets import apply_preset, load_preset, preset_names
 from tests import ROOT
 
@@ -31,6 +31,10 @@ def test_committed_params_are_valid(values: dict[str, Any]) -> None:
         ("autoencoder", "latent_dropout", 1.0, ["autoencoder.latent_dropout", "less than 1"]),
         ("report", "temperature", 0.0, ["report.temperature", "greater than 0"]),
         ("report", "temperature", 1.5, ["report.temperature", "less than or equal to 1"]),
+        ("evaluation", "temperatures", [1.0, 0.0], ["evaluation.temperatures.1", "greater than 0"]),
+        ("evaluation", "temperatures", [], ["evaluation.temperatures", "at least 1"]),
+        ("evaluation", "temperatures", [0.5, 1, 0.5], ["temperatures are [0.5, 1.0, 0.5]; each belongs there once"]),
+        ("evaluation", "diversity_prompts", 15, ["evaluation.diversity_prompts", "greater than or equal to 16"]),
         ("evaluation", "samples", 1, ["evaluation.samples", "greater than or equal to 2"]),
         ("corpus", "source", "files", ["paths is empty"]),
         ("calm", "warmup_steps", 10**6, ["warmup_steps 1000000 exceeds steps"]),
@@ -48,6 +52,16 @@ def test_a_wrong_value_is_named(values: dict[str, Any], section: str, key: str, 
     assert "\n" not in message
     for part in told:
         assert part in message
+
+
+def test_steps_of_the_transformer_are_a_number_or_get_one(values: dict[str, Any]) -> None:
+    params = parse_params(values)
+    assert params.transformer.steps == "match"
+    assert with_transformer_steps(params, 900).transformer.training_tokens == 900 * 4 * 256
+    values["transformer"]["steps"] = 321
+    assert with_transformer_steps(parse_params(values), 900) == parse_params(values)
+    with pytest.raises(CalmError, match="match stands for: transformer: warmup_steps 60 exceeds steps 59"):
+        with_transformer_steps(params, 59)
 
 
 def test_missing_and_unknown_sections(values: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def workspace(finished: Path) -> Iterator[Path]:
 def test_results_keep_their_contract(finished: Path) -> None:
     results = {
         name: json.loads((finished / f"results/{name}.json").read_text())
-        for name in ("autoencoder", "brierlm", "flops", "correlation")
+        for name in ("autoencoder", "brierlm", "flops", "correlation/run", "diversity")
     }
     assert {"token_accuracy", "token_accuracy_noisy", "parameters"} <= results["autoencoder"].keys()
     for model in ("calm", "transformer"):
@@ -123,10 +123,29 @@ def test_results_keep_their_contract(finished: Path) -> None:
     published = results["flops"]["published"]
     assert row <= published["transformer_s"].keys() & published["calm_m"].keys()
     assert {"training_saving", "inference_saving"} <= published.keys()
-    checkpoints = results["correlation"]["checkpoints"]
-    assert [row["step"] for row in checkpoints] == [13, 26, 39, 52]
-    assert checkpoints[-1]["cross_entropy_nats"] < checkpoints[0]["cross_entropy_nats"]
-    assert {"pearson", "spearman"} <= results["correlation"].keys()
+    steps = {"transformer": [13, 26, 39, 52], "calm": [3, 6, 9, 12]}
+    for model, measure in (("transformer", "cross_entropy_nats"), ("calm", "nats_per_token")):
+        along = results["correlation/run"][model]
+        assert {"pearson", "spearman"} <= along.keys()
+        assert [row["step"] for row in along["checkpoints"]] == steps[model]
+        assert along["checkpoints"][-1][measure] < along["checkpoints"][0][measure]
+        score = results["brierlm"][model]
+        assert score["nats_per_token"] > 0
+        assert score["bits_per_byte"] > 0
+        assert len(score["by_position"]) == 8
+        assert [row["context_tokens"] for row in score["by_context"]] == [16, 32, 64]
+    bounds = [row["nats_per_token"] for row in results["brierlm"]["calm"]["likelihood_bound"]]
+    assert len(bounds) == 16
+    assert all(bounds[n] > bounds[n + 1] for n in range(16) if n % 4 < 3)
+    diversity = results["diversity"]
+    for model in ("calm", "transformer"):
+        assert list(diversity[model]) == ["1.0", "0.5"]
+        for row in (diversity["truth"], *diversity[model].values()):
+            assert len(row["distinct"]) == len(row["distinct_standard_error"]) == 4
+            assert 0 <= row["copied"] <= 1
+        for row in diversity[model].values():
+            assert len(row["accuracy"]) == len(row["collision"]) == 4
+            assert row["brierlm_ci95"][0] <= row["brierlm"] <= row["brierlm_ci95"][1]
     timings = json.loads((finished / "results/timings.json").read_text())
     assert set(timings) == set(STAGES)
     assert timings["train_autoencoder"]["seconds"] > 0
@@ -151,7 +170,7 @@ def test_evaluation_params_train_nothing(workspace: Path) -> None:
     # The cards follow only if an interval moved, which it does not between scores of 0.
     assert stages - {"model_cards"} == {
         "check_params", "digest_corpus", "evaluate_calm", "evaluate_transformer", "evaluate_brierlm",
-        "correlate_brierlm", "report"
+        "correlate_brierlm", "measure_diversity", "report"
     }  # fmt: skip
 
 
@@ -160,12 +179,30 @@ def test_calm_params_leave_the_others_alone(workspace: Path) -> None:
     before = fingerprint(workspace)
     change(workspace, "calm", "learning_rate", 0.004)
     stages = ran(checked(workspace, "dvc", "repro"))
-    evaluated = {"evaluate_calm", "evaluate_brierlm", "benchmark_flops", "model_cards", "report"}
+    evaluated = {
+        "evaluate_calm", "evaluate_brierlm", "correlate_brierlm", "measure_diversity", "benchmark_flops", "model_cards",
+        "report"
+    }  # fmt: skip
     assert stages == {"check_params", "digest_corpus", "match_compute", "train_calm", *evaluated}
     after = fingerprint(workspace)
     changed = {path for path in before if before[path] != after[path]}
     assert "models/calm/model.safetensors" in changed
     assert not any(path.startswith(("data/", "models/autoencoder", "models/transformer")) for path in changed)
+
+
+@pytest.mark.slow
+def test_another_compute_of_calm_trains_the_transformer_anew_and_nothing_else_of_calm_does(workspace: Path) -> None:
+    def ran_after(section: str, key: str, value: Any) -> set[str]:
+        change(workspace, section, key, value)
+        return ran(checked(workspace, "dvc", "repro", "train_transformer"))
+
+    asked = {"check_params", "digest_corpus", "match_compute"}
+    assert ran_after("calm", "muon_learning_rate", 0.01) == asked
+    assert ran_after("calm", "steps", 24) == {*asked, "train_transformer"}
+    assert json.loads((workspace / "data/transformer_steps.json").read_text()) == {"steps": 59}
+    assert ran_after("transformer", "steps", 30) == {*asked, "train_transformer"}
+    assert ran_after("calm", "steps", 36) == asked
+    assert json.loads((workspace / "data/transformer_steps.json").read_text()) == {"steps": 30}
 
 
 @pytest.mark.slow
@@ -208,7 +245,7 @@ def test_every_head_trains_and_is_evaluated(workspace: Path, head: str, fed_back
     for key, value in (("head", head), ("input", fed_back), ("diffusion_steps", 5), ("flow_steps", 2)):
         change(workspace, "calm", key, value)
     stages = ran(checked(workspace, "dvc", "repro"))
-    assert {"train_calm", "evaluate_brierlm", "report"} <= stages
+    assert {"train_calm", "evaluate_brierlm", "measure_diversity", "report"} <= stages
     assert not stages & {"tokenise", "train_autoencoder", "encode_corpus"}
     assert "train_transformer" in stages  # for as many steps as match this head's compute
     assert json.loads((workspace / "models/calm/config.json").read_text())["head"]["kind"] == head

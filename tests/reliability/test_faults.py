@@ -34,7 +34,7 @@ from tests.reliability.support.stage_processes import (
 from tests.sampling import sampled
 
 TRAININGS = ("train_autoencoder", "train_calm", "train_transformer")
-EVALUATIONS = ("evaluate_calm", "evaluate_transformer", "correlate_brierlm")
+EVALUATIONS = ("evaluate_calm", "evaluate_transformer", "correlate_brierlm", "measure_diversity")
 READERS_OF_TOKENS = (*TRAININGS, "encode_corpus", *EVALUATIONS, "report")
 OF_ONE_PAGE = (
     "check_params",
@@ -44,6 +44,7 @@ OF_ONE_PAGE = (
     "evaluate_brierlm",
     "correlate_brierlm",
     "match_compute",
+    "measure_diversity",
     "benchmark_flops",
     "model_cards",
 )
@@ -221,7 +222,7 @@ def test_a_bad_loss(finished: Path, project: Path, stage: str, factor: float, wh
 @pytest.mark.parametrize("stage", sampled(TRAININGS, "train_transformer"))
 def test_out_of_memory(finished: Path, project: Path, stage: str) -> None:
     told = complaint(run_stage_process(project, stage, save_every_step, partial(out_of_memory_at_step, 5)), stage)
-    assert "out of memory (tried to allocate 1073741824 bytes); lower the batch or the model in params.yaml" in told
+    assert "out of memory (tried to allocate 4503599627370496 bytes); lower the batch or the model in params.yaml" in told
     assert "goes on after step 4 of" in assert_goes_on(project, finished, stage)
 
 

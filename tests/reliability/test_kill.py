@@ -35,7 +35,8 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 MOMENTS = 20
 MOMENTS_OF_DATA = 5
-MOMENTS_OF_OTHERS = dict.fromkeys(("evaluate_calm", "evaluate_transformer", "correlate_brierlm"), 5)
+OTHERS_THAT_TAKE_LONG = ("evaluate_calm", "evaluate_transformer", "correlate_brierlm", "measure_diversity")
+MOMENTS_OF_OTHERS = dict.fromkeys(OTHERS_THAT_TAKE_LONG, 5)
 """Of the stages that take long on a real corpus; the rest write a file or three, and die twice."""
 
 

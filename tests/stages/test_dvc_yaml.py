@@ -48,6 +48,8 @@ def of_seed(path: str) -> str:
     """Where the repetition of a stage has what the stage has at ``path``."""
     if path.startswith("results/scores/"):
         return "-seed-${item}.".join(path.split("."))
+    if path.startswith("results/correlation/"):
+        return path.replace("run.json", "seed-${item}.json")
     return path if path in SHARED else f"repeats/${{item}}/{path}"
 
 

@@ -1,7 +1,9 @@
-"""The figures of evaluate_brierlm and correlate_brierlm, of models in folders whose scores are known exactly."""
+"""The figures of the stages that evaluate language models, of models in folders whose scores are known exactly."""
 
+import itertools
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,20 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from tokenizers import Tokenizer, decoders, models
 
+from calm_core.errors import CalmError
 from calm_core.params import Params, parse_params
 from calm_core.storage.checksum import sha256
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.storage.provenance import DESCRIPTION
-from stages import correlate_brierlm, evaluate_brierlm, evaluate_calm, evaluate_transformer
+from stages import correlate_brierlm, evaluate_brierlm, evaluate_calm, evaluate_transformer, measure_diversity
 from tests import ROOT
 from tests.calm_core.known_models import (
     Expected,
     Place,
+    Text,
     bigram_transformer,
     chain_text,
     coin_calm,
@@ -36,7 +41,18 @@ SIZE, CONTEXT_OF_CALM, CONTEXT_OF_TRANSFORMER, PATCH_SIZE = 4, 16, 12, 2
 NEXT_PATCHES = [[[1, 2], [1, 0]], [[0, 1], [0, 2]], [[3, 2], [3, 0]], [[2, 3], [1, 3]]]
 LENGTHS = [5, 1, 23, 2, 40, 7, 12, 3, 61, 1, 1, 18, 9, 30, 4, 27] * 2
 TEXT = chain_text(walk(SIZE, 1), LENGTHS, 0.93, seed=9)
-LIMIT, CHECKPOINT_LIMIT = 401, 250
+TEXT_TO_CHOOSE_ON = chain_text(walk(SIZE, 1), LENGTHS, 0.1, seed=10)
+"""Of the validation split: most of it is noise, so that a decoder that is less sure is better."""
+LIMIT, CHECKPOINT_LIMIT, LIKELIHOOD_LIMIT = 401, 250, 300
+LENGTHS_OF_TOKENS = [0, 2, 1, 1]
+"""In bytes; the first is the end of texts."""
+
+
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(models.WordLevel({"<eos>": 0, "é": 1, "b": 2, "c": 3}, unk_token="b"))
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens(["<eos>"])
+    return made
 
 
 @pytest.fixture()
@@ -46,29 +62,33 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     Path("results").mkdir()
     tokens = Path("data/tokens")
     tokens.mkdir(parents=True)
-    TEXT.write(tokens, "validation", SIZE, documents_a_shard=5)
-    (tokens / "tokenizer.json").write_text("{}")
+    TEXT.write(tokens, "test", SIZE, documents_a_shard=5)
+    TEXT_TO_CHOOSE_ON.write(tokens, "validation", SIZE, documents_a_shard=5)
+    tokenizer().save(str(tokens / "tokenizer.json"))
     write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
     values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["runtime"]["threads"] = 1
     values["autoencoder"]["patch_size"] = PATCH_SIZE
     values["calm"]["context_tokens"] = CONTEXT_OF_CALM
     values["transformer"]["context_tokens"] = CONTEXT_OF_TRANSFORMER
-    values["evaluation"] = {
+    values["evaluation"] |= {
         "seeds": [],
-        "split": "validation",
+        "split": "test",
         "samples": 4,
         "batch_sequences": 3,
         "tokens": LIMIT,
         "checkpoint_tokens": CHECKPOINT_LIMIT,
+        "likelihood_tokens": LIKELIHOOD_LIMIT,
         "bootstrap_resamples": 500,
+        "temperatures": [1.0, 0.5],
+        "diversity_prompts": 160,
     }
     return parse_params(values)
 
 
 def save(model: Any, folder: Path) -> None:
     save_model(model, None, folder, 8)
-    (folder / "tokenizer.json").write_text("{}")
+    tokenizer().save(str(folder / "tokenizer.json"))
 
 
 def of_walk(choices: int, limit: int) -> Expected:
@@ -117,15 +137,19 @@ def test_evaluate_brierlm(params: Params) -> None:
     low, high = difference["difference_ci95"]
     assert low < difference["difference"] < high
     score = ["brierlm", "brierlm_ci95", "brier", "positions", "documents"]
+    by_place = ["by_position", "by_context"]
+    likelihood = ["nats_per_token", "nats_per_token_ci95", "bits_per_byte", "likelihood_tokens", "likelihood_bytes"]
     where = ["split", "context_tokens", "stride_tokens", "blocks"]
-    assert list(found["calm"]) == [*score, *where, "seeds", "brierlm_of_seeds"]
-    assert list(found["transformer"]) == [*score, *where, "cross_entropy_nats", "seeds", "brierlm_of_seeds"]
+    bounds = ["decoder_temperature", "likelihood_bound"]
+    seeds = ["seeds", "brierlm_of_seeds"]
+    assert list(found["calm"]) == [*score, *where, *by_place, *likelihood, *bounds, *seeds]
+    assert list(found["transformer"]) == [*score, *where, *by_place, "cross_entropy_nats", *likelihood, *seeds]
     assert found["calm"]["seeds"] == [params.seed]
 
     wanted, transformer = of_walk(2, LIMIT), found["transformer"]
     assert (transformer["positions"], transformer["documents"]) == (sum(wanted.positions), len(wanted.document))
     assert transformer["positions"] == (LIMIT - 4) // 12 * 6
-    assert (transformer["split"], transformer["context_tokens"], transformer["blocks"]) == ("validation", 12, 33)
+    assert (transformer["split"], transformer["context_tokens"], transformer["blocks"]) == ("test", 12, 33)
     brier = wanted.mean.sum(axis=0) / sum(wanted.positions)
     assert transformer["brier"] == pytest.approx(brier, abs=1e-5)
     assert transformer["brierlm"] == pytest.approx(brierlm(brier), abs=1e-3)
@@ -147,13 +171,107 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert calm["brierlm"] == pytest.approx(100 * math.prod(max(0.0, one) for one in calm["brier"]) ** 0.25)
 
 
+def scored_bytes(context: int) -> tuple[int, int]:
+    """Tokens of the blocks for likelihoods without their first patches, and their bytes."""
+    scored = [
+        place.following[0]
+        for place in places(TEXT, context, 1, LIKELIHOOD_LIMIT)
+        if PATCH_SIZE <= len(place.history) < context
+    ]
+    return len(scored), sum(LENGTHS_OF_TOKENS[token] for token in scored)
+
+
+def test_likelihoods_in_bits_a_byte(params: Params) -> None:
+    table = walk(SIZE, 2)
+    save(bigram_transformer(table), Path("models/transformer"))
+    evaluate_transformer.main(params)
+    found = json.loads(Path("results/scores/transformer.json").read_text())
+    tokens, count = scored_bytes(CONTEXT_OF_TRANSFORMER)
+    assert (found["likelihood_tokens"], found["likelihood_bytes"]) == (tokens, count)
+    nats = [
+        -math.log(table[place.history[-1], place.following[0]])
+        for place in places(TEXT, CONTEXT_OF_TRANSFORMER, 1, LIKELIHOOD_LIMIT)
+        if PATCH_SIZE <= len(place.history) < CONTEXT_OF_TRANSFORMER
+    ]
+    assert found["nats_per_token"] == pytest.approx(np.mean(nats), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / count, rel=1e-4)
+
+
+def of_bound(
+    text: Text, limit: int, temperature: float, samples: int, coins: Any = NEXT_PATCHES, drawn: int = 64
+) -> tuple[float, float]:
+    """Mean over tokens of the bound that ``samples`` tosses give, and its standard error if ``drawn`` are in groups."""
+    right = math.exp(math.sqrt(PATCH_SIZE * SIZE + 1) / temperature)
+    weights = scipy.stats.binom(samples, 0.5).pmf(np.arange(samples + 1))
+    means, variances = [], []
+    for place in places(text, CONTEXT_OF_CALM, PATCH_SIZE, limit):
+        if len(place.history) == CONTEXT_OF_CALM:
+            continue
+        heads, tails = (
+            math.prod(right if one == other else 1 for one, other in zip(patch, place.following, strict=False))
+            / (right + SIZE - 1) ** PATCH_SIZE
+            for patch in coins[place.history[-1]]
+        )
+        values = [-math.log((n * heads + (samples - n) * tails) / samples) for n in range(samples + 1)]
+        means.append(np.dot(weights, values))
+        variances.append((np.dot(weights, np.square(values)) - means[-1] ** 2) * samples / drawn)
+    tokens = PATCH_SIZE * len(means)
+    return float(sum(means) / tokens), float(math.sqrt(max(0, sum(variances))) / tokens)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_bounds_of_the_likelihood_of_a_calm(params: Params, split: str) -> None:
+    model, autoencoder = coin_calm(NEXT_PATCHES)
+    save(model, Path("models/calm"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    settings = params.evaluation.model_copy(update={"split": split})
+    evaluate_calm.main(params.model_copy(update={"evaluation": settings}))
+    found = json.loads(Path("results/scores/calm.json").read_text())
+    text = TEXT if split == "test" else TEXT_TO_CHOOSE_ON
+    rows = {(row["decoder_temperature"], row["samples"]): row for row in found["likelihood_bound"]}
+    assert list(rows) == [(temperature, samples) for temperature in (1, 2, 4, 8) for samples in (1, 4, 16, 64)]
+    for (temperature, samples), row in rows.items():
+        wanted, error = of_bound(text, LIKELIHOOD_LIMIT, temperature, samples)
+        assert row["nats_per_token"] == pytest.approx(wanted, abs=4 * error + 1e-3)
+        low, high = row["nats_per_token_ci95"]
+        assert low < row["nats_per_token"] < high
+        ratio = found["likelihood_tokens"] / math.log(2) / found["likelihood_bytes"]
+        assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * ratio)
+    if split == "test":
+        assert (found["likelihood_tokens"], found["likelihood_bytes"]) == scored_bytes(CONTEXT_OF_CALM)
+    # The temperature is that of the validation split, where most tokens are noise, and not the best here.
+    here, there = (
+        min((1, 2, 4, 8), key=lambda temperature: of_bound(one, limit, temperature, 64)[0])
+        for one, limit in ((TEXT, LIKELIHOOD_LIMIT), (TEXT_TO_CHOOSE_ON, LIKELIHOOD_LIMIT // 4))
+    )
+    assert here < there == found["decoder_temperature"]
+    chosen = rows[found["decoder_temperature"], 64]
+    assert (found["nats_per_token"], found["bits_per_byte"]) == (chosen["nats_per_token"], chosen["bits_per_byte"])
+
+
+# Patches that are likelier and likelier to be those of the text, by steps.
+COINS = {
+    10: [[[3, 3], [2, 0]], [[0, 0], [0, 2]], [[1, 1], [3, 0]], [[1, 2], [1, 3]]],
+    200: NEXT_PATCHES,
+    1000: [[[1, 2]] * 2, [[2, 3]] * 2, [[3, 0]] * 2, [[0, 1]] * 2],
+}
+
+
 @pytest.mark.parametrize("steps", [{10: 4, 200: 2, 1000: 1}, {10: 1, 200: 4, 1000: 2}])
 def test_correlate_brierlm(params: Params, steps: dict[int, int]) -> None:
-    """Checkpoints that choose between 4, 2 and 1 next tokens, in either order."""
+    """Checkpoints of a Transformer that choose between 4, 2 and 1 next tokens, in either order; and those of a CALM."""
     for step, choices in steps.items():
         save(bigram_transformer(walk(SIZE, choices)), Path(f"models/transformer_checkpoints/step-{step:07d}"))
+    for step, coins in COINS.items():
+        model, autoencoder = coin_calm(coins)
+        save(model, Path(f"models/calm_checkpoints/step-{step:07d}"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    Path("results/scores").mkdir()
+    write_json(Path("results/scores/calm.json"), {"decoder_temperature": 4.0})
     correlate_brierlm.main(params)
-    found = json.loads(Path("results/correlation.json").read_text())
+    both = json.loads(Path("results/correlation/run.json").read_text())
+    assert list(both) == ["calm", "transformer"]
+    found = both["transformer"]
     assert list(found) == ["pearson", "spearman", "checkpoints"]
     scores, losses = [], []
     for row, (step, choices) in zip(found["checkpoints"], steps.items(), strict=True):
@@ -167,3 +285,136 @@ def test_correlate_brierlm(params: Params, steps: dict[int, int]) -> None:
         assert_interval(row["brierlm_ci95"], wanted)
     assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(scores, losses).statistic, abs=1e-4)
     assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(scores, losses).statistic)
+    assert_correlation_of_calm(both["calm"])
+
+
+def assert_correlation_of_calm(found: dict[str, Any]) -> None:
+    assert (found["samples"], found["decoder_temperature"]) == (16, 4)
+    for row, (step, coins) in zip(found["checkpoints"], COINS.items(), strict=True):
+        assert list(row) == ["step", "nats_per_token", "brierlm", "brierlm_ci95"]
+        assert row["step"] == step
+        bound, error = of_bound(TEXT, LIKELIHOOD_LIMIT // 4, 4.0, 16, coins, drawn=16)
+        assert row["nats_per_token"] == pytest.approx(bound, abs=4 * error + 1e-3)
+        paths = paths_of_patches(coins)
+        asked = places(TEXT, CONTEXT_OF_CALM, PATCH_SIZE, CHECKPOINT_LIMIT)
+        moments = [moments_of_sampling(paths(place.history), place.following, 2) for place in asked]
+        brier = sum(one.mean for one in moments) / len(asked)
+        error = np.sqrt(sum(one.variance for one in moments)) / len(asked)
+        low, high = (float(100 * np.prod(np.maximum(brier + sign * error, 0)) ** 0.25) for sign in (-4, 4))
+        assert low - 1e-3 <= row["brierlm"] <= high + 1e-3
+    sides = [[row[key] for row in found["checkpoints"]] for key in ("brierlm", "nats_per_token")]
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(*sides).statistic)
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(*sides).statistic)
+    assert found["pearson"] < -0.5
+
+
+SUCCESSOR = [1, 2, 3, 0, 0]
+"""What the models write after each token, with certainty: never 4, which ends the documents of the text."""
+
+
+def circular_text(lengths: list[int], seed: int) -> Text:
+    """Documents that follow ``SUCCESSOR``, with a wrong token now and then."""
+    draws, documents = random.Random(seed), []
+    for length in lengths:
+        document = [draws.randrange(4)]
+        while len(document) < length:
+            document.append(SUCCESSOR[document[-1]] if draws.random() < 0.9 else draws.randrange(4))
+        documents.append([*document, 4])
+    return Text(documents)
+
+
+def written(last: int, tokens: int) -> list[int]:
+    text = [last]
+    while len(text) <= tokens:
+        text.append(SUCCESSOR[text[-1]])
+    return text[1:]
+
+
+def ngrams(text: list[int], length: int) -> list[tuple[int, ...]]:
+    return [tuple(text[start : start + length]) for start in range(len(text) - length + 1)]
+
+
+def copied_in(texts: list[list[int]], training: Text) -> float:
+    """The share of 8-grams without an end inside that a document of ``training`` has."""
+    whole = [one for text in texts for one in ngrams(text, 8) if 4 not in one[:-1]]
+    held = {one for document in training.documents for one in ngrams(document, 8)}
+    return float(np.mean([one in held for one in whole]))
+
+
+def test_measure_diversity(params: Params) -> None:
+    """Models that write one text alone, at each temperature: each figure is known exactly."""
+    held_out, training = circular_text([60, 30, 3, 90, 45, 12, 80] * 2, 1), circular_text([40, 9, 5], 2)
+    tokens = Path("data/tokens")
+    for path in tokens.iterdir():
+        path.unlink()
+    held_out.write(tokens, "test", 5, documents_a_shard=5)
+    training.write(tokens, "train", 5, documents_a_shard=2)
+    tokenizer().save(str(tokens / "tokenizer.json"))
+    write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
+    table = np.full((5, 5), math.exp(-20))
+    table[range(5), SUCCESSOR] = 1
+    save(bigram_transformer(table), Path("models/transformer"))
+    model, autoencoder = coin_calm([[written(last, PATCH_SIZE)] * 2 for last in range(5)])
+    save(model, Path("models/calm"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    measure_diversity.main(params)
+    found = json.loads(Path("results/diversity.json").read_text())
+    counts = ["split", "prompts", "prompt_tokens", "texts", "text_tokens"]
+    assert list(found) == [*counts, "truth", "calm", "transformer"]
+    # Half of the shorter context, and what is left of it or the length of an 8-gram.
+    assert [found[key] for key in counts] == ["test", 160, 6, 20, 8]
+
+    stream = held_out.stream
+    there = len(stream) - 6 - 8 + 1
+    prompts = [there * number // 160 for number in range(160)]
+    truth = [stream[start + 6 : start + 14] for start in prompts]
+    texts = [written(stream[start + 5], 8) for start in prompts]
+    hits = [[text[:n] == true[:n] for text, true in zip(texts, truth, strict=True)] for n in range(1, 5)]
+    accuracy = [float(np.mean(of_length)) for of_length in hits]
+    assert accuracy[3] < accuracy[0] < 1
+    for name in ("calm", "transformer"):
+        assert list(found[name]) == ["1.0", "0.5"]
+        for temperature, row in found[name].items():
+            assert row["temperature"] == float(temperature)
+            assert row["accuracy"] == pytest.approx(accuracy)
+            errors = [np.std(of_length, ddof=1) / math.sqrt(160) for of_length in hits]
+            assert row["accuracy_standard_error"] == pytest.approx(errors)
+            assert row["collision"] == [1, 1, 1, 1]
+            assert row["collision_standard_error"] == [0, 0, 0, 0]
+            brier = [2 * one - 1 for one in accuracy]
+            assert row["brierlm"] == pytest.approx(100 * math.prod(max(0, one) for one in brier) ** 0.25)
+            low, high = row["brierlm_ci95"]
+            assert low <= row["brierlm"] <= high
+            assert row["exact"] == float(name == "transformer" or temperature == "1.0")
+            assert row["reached"] == 1  # all draws of a patch are alike
+            assert_varied(row, texts[::8], training)
+    assert_varied(found["truth"], truth[::8], training)
+    assert found["truth"]["copied"] < found["calm"]["1.0"]["copied"]
+    assert list(found["truth"]) == [
+        "distinct", "distinct_standard_error", "copied", "copied_standard_error"
+    ]  # fmt: skip
+    before = Path("results/diversity.json").read_bytes()
+    measure_diversity.main(params)
+    assert Path("results/diversity.json").read_bytes() == before
+
+
+def assert_varied(row: dict[str, Any], texts: list[list[int]], training: Text) -> None:
+    for length, share in enumerate(row["distinct"], start=1):
+        found = list(itertools.chain(*(ngrams(text, length) for text in texts)))
+        assert share == pytest.approx(len(set(found)) / len(found))
+    assert row["copied"] == pytest.approx(copied_in(texts, training))
+    assert row["copied"] > 0
+
+
+def test_a_split_too_short_for_two_texts(params: Params) -> None:
+    model, autoencoder = coin_calm(NEXT_PATCHES)
+    save(model, Path("models/calm"))
+    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    save(bigram_transformer(walk(SIZE, 2)), Path("models/transformer"))
+    tokens = Path("data/tokens")
+    for path in tokens.glob("*.safetensors"):
+        path.unlink()
+    Text([[0] * 21]).write(tokens, "test", SIZE, documents_a_shard=1)
+    write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.glob("*.safetensors")}})
+    with pytest.raises(CalmError, match="the test split has 21 tokens, too few for 9 prompts of 6 and 8 more"):
+        measure_diversity.main(params)

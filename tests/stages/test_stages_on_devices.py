@@ -26,10 +26,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "encode_corpus": ("encode_corpus",),
     "train_calm": ("train_calm",),
     "train_transformer": ("train_transformer",),
-    "evaluate_calm": ("evaluate_calm",),
-    "evaluate_transformer": ("evaluate_transformer", "cross_entropy"),
+    "evaluate_calm": ("evaluate_calm", "calm_surprise"),
+    "evaluate_transformer": ("evaluate_transformer", "cross_entropy", "transformer_surprise"),
     "evaluate_brierlm": (),
-    "correlate_brierlm": ("evaluate_transformer", "cross_entropy"),
+    "correlate_brierlm": ("evaluate_calm", "calm_surprise", "evaluate_transformer", "cross_entropy"),
+    "measure_diversity": ("sampled_continuations",),
 }
 """The stages in their order, and the functions of calm_core that do their work."""
 
@@ -38,6 +39,7 @@ CHOICES = (
     "stages.evaluate_calm",
     "stages.evaluate_transformer",
     "stages.correlate_brierlm",
+    "stages.measure_diversity",
     "stages.report",
 )
 """Modules that ask for the device of params.yaml."""
@@ -52,11 +54,11 @@ def chosen(pretend: PretendDevice) -> Iterator[dict[str, set[torch.device]]]:
     devices: dict[str, set[torch.device]] = {}
 
     def watched(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def watch(*arguments: Any) -> Any:
+        def watch(*arguments: Any, **named: Any) -> Any:
             found = devices.setdefault(name, set())
             found |= {device_of(one) for one in arguments if isinstance(one, nn.Module)}
             found |= {one.processes.device for one in arguments if isinstance(one, Run)}
-            return work(*arguments)
+            return work(*arguments, **named)
 
         return watch
 
@@ -87,6 +89,7 @@ def results(folder: Path) -> dict[str, Any]:
     for stage in STAGES:
         importlib.import_module(f"stages.{stage}").main(params)
     found = {path.stem: json.loads(path.read_text()) for path in sorted(Path("results").glob("*.json"))}
+    found["correlation"] = json.loads(Path("results/correlation/run.json").read_text())
     return {**found, "samples": report._samples(params)}
 
 
@@ -97,8 +100,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     values = yaml.safe_load((folder / "params.yaml").read_text())
     for section in ("autoencoder", "calm", "transformer"):
         values[section].update(steps=3, warmup_steps=1)
-    values["transformer"].update(checkpoints=3)
-    values["evaluation"].update(tokens=200, checkpoint_tokens=100, bootstrap_resamples=100)
+    for section in ("calm", "transformer"):
+        values[section].update(checkpoints=3)
+    values["evaluation"].update(tokens=200, checkpoint_tokens=100, likelihood_tokens=100, bootstrap_resamples=100)
     (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(folder)
@@ -115,7 +119,7 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
     assert devices.pop("train_calm.train_calm") >= here  # which moves the autoencoder
     assert devices == dict.fromkeys(devices, here)
     assert len(devices) == sum(map(len, STAGES.values()))
-    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "samples"}
+    assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "diversity", "samples"}
     # The same draws and, but for the kernel of attention, the same operators.
     assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=1e-3)
     for model in ("calm", "transformer"):
@@ -123,8 +127,13 @@ def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) ->
         assert found["brierlm"][model]["brier"] == pytest.approx(on_cpu["brierlm"][model]["brier"], abs=0.02)
     entropy = "cross_entropy_nats"
     assert found["brierlm"]["transformer"][entropy] == pytest.approx(on_cpu["brierlm"]["transformer"][entropy], 1e-4)
-    for row, wanted in zip(found["correlation"]["checkpoints"], on_cpu["correlation"]["checkpoints"], strict=True):
-        assert row[entropy] == pytest.approx(wanted[entropy], rel=1e-4)
+    for model, measure in (("calm", "nats_per_token"), ("transformer", entropy)):
+        nats = found["brierlm"][model]["nats_per_token"]
+        assert nats == pytest.approx(on_cpu["brierlm"][model]["nats_per_token"], rel=1e-3)
+        rows, on_cpus = (one["correlation"][model]["checkpoints"] for one in (found, on_cpu))
+        for row, wanted in zip(rows, on_cpus, strict=True):
+            assert row[measure] == pytest.approx(wanted[measure], rel=1e-3)
+    assert found["diversity"]["truth"] == on_cpu["diversity"]["truth"]
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from calm_core.corpus import digest
@@ -168,3 +169,31 @@ def test_a_dataset_in_a_folder_is_text_of_the_users(tree: Path, params: Params) 
     assert before["bytes"] == 12
     a_line_more(tree / "text")
     assert corpus_digest(folder, Path(".checkpoints"))["bytes"] == 18
+
+
+def test_by_file_the_names_that_decide_a_split_belong_to_it(tree: Path, tmp_path: Path, params: Params) -> None:
+    """A folder that holds all files has another name: the same text in the same order, but other groups."""
+    by_file = params.model_copy(update={"corpus": params.corpus.model_copy(update={"split_by": "file"})})
+    (tree / "text").rename(tree / "a book")
+    (tree / "text").mkdir()
+    (tree / "a book").rename(tree / "text/a book")
+    before, of_document = of(by_file, "text"), of(params, "text")
+    shutil.copytree(tree / "text", tmp_path / "elsewhere")
+    assert of(by_file, str(tmp_path / "elsewhere")) == before
+    (tree / "text/a book").rename(tree / "text/b book")
+    assert of(params, "text") == of_document
+    assert of(by_file, "text") != before
+    assert of(by_file, "text") | {"names_sha256": None} == before | {"names_sha256": None}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_a_field_holds_belongs_to_it(tree: Path, params: Params, kind: str) -> None:
+    """The digest is of whole files: a change in any column is noticed, that which decides the split among them."""
+    digests = []
+    for site in ("x", "y"):
+        table = pl.DataFrame({"text": ["one"], "site": [site]})
+        path = tree / f"text/c.{kind}"
+        table.write_parquet(path) if kind == "parquet" else table.write_ndjson(path)
+        digests.append(of(params, str(path)))
+    assert digests[0]["bytes"] == digests[1]["bytes"]
+    assert digests[0] != digests[1]

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from calm_core.evaluation.brier import (
     brier_from_probabilities,
     brier_from_samples,
     brierlm,
+    terms_from_samples,
 )
 from calm_core.evaluation.continuations import calm_continuations, transformer_brier
 from calm_core.nn.backbone import BackboneConfig
@@ -50,6 +52,18 @@ def assert_mean(values: Tensor, exact: list[float]) -> None:
     """The mean over rows [rows, n] agrees with ``exact`` within five standard errors."""
     error = values.std(dim=0) / math.sqrt(len(values))
     assert torch.all((values.mean(dim=0) - torch.tensor(exact)).abs() < 5 * error + 1e-6), (values.mean(0), exact)
+
+
+def test_terms_are_counts_of_hits_and_of_pairs() -> None:
+    samples = torch.randint(3, (4, 50, 3), generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(3, (50, 3), generator=torch.Generator().manual_seed(1))
+    terms = terms_from_samples(samples, targets)
+    for position, length in itertools.product(range(50), (1, 2, 3)):
+        texts = [tuple(text[:length]) for text in samples[:, position].tolist()]
+        hits = [text == tuple(targets[position, :length].tolist()) for text in texts]
+        pairs = [first == second for first, second in itertools.combinations(texts, 2)]
+        assert terms.accuracy[position, length - 1].item() == pytest.approx(np.mean(hits))
+        assert terms.collision[position, length - 1].item() == pytest.approx(np.mean(pairs))
 
 
 @pytest.mark.parametrize("samples", [2, 3, 5])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from calm_core.evaluation.correlation import Correlation, correlation
+from calm_core.evaluation.correlation import Correlation, correlation, pooled_correlation
 
 
 def pairs() -> dict[str, tuple[list[float], list[float]]]:
@@ -45,3 +45,16 @@ def test_a_side_that_never_varies_has_no_correlation(constant: float, length: in
 
 def test_the_result_is_json() -> None:
     assert json.dumps(correlation([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])._asdict()) == '{"pearson": null, "spearman": null}'
+
+
+def test_runs_are_pooled_by_their_checkpoints() -> None:
+    # Each run falls in a line, one above the other, so that together they lie in none.
+    runs = [
+        {"checkpoints": [{"brierlm": step + above, "nats": 9.0 - step} for step in range(length)]}
+        for above, length in ((0.0, 4), (5.0, 3))
+    ]
+    scores = [0, 1, 2, 3, 5, 6, 7]
+    nats = [9, 8, 7, 6, 9, 8, 7]
+    found = pooled_correlation(runs, "nats")
+    assert found.pearson == pytest.approx(scipy.stats.pearsonr(scores, nats).statistic)
+    assert found.spearman == pytest.approx(scipy.stats.spearmanr(scores, nats).statistic)

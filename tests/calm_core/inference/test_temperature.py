@@ -259,6 +259,25 @@ def test_an_empty_batch() -> None:
         batch_choice(torch.zeros(0, 3, 1), 0.5, generator())
 
 
+@pytest.mark.parametrize(
+    ("temperature", "reached"),
+    [(1.0, [True] * 4), (0.7, [True] * 4), (0.5, [True, True, True, False]), (0.3, [True, True, False, False])],
+)
+def test_a_low_temperature_is_reached_where_draws_repeat(temperature: float, reached: list[bool]) -> None:
+    """Of four draws four, three, two and one are alike; 1 / T = 2 asks for two of them, 3.33 for three."""
+    drawn = torch.tensor([[7, 1, 1, 1], [7, 1, 2, 2], [7, 1, 1, 3], [7, 5, 2, 4]])[..., None]
+
+    def draw(rows: Tensor, count: int) -> Tensor:
+        return drawn[:count, rows]
+
+    found = batch_temperature(draw, 4, temperature, generator(), draws=4)
+    assert found.reached.tolist() == reached
+    if temperature < 1:
+        # The budget is out at once.
+        fallen_back = exact_temperature(draw, 4, temperature, generator(), budget=1, fallback_draws=4)
+        assert fallen_back.reached.tolist() == reached
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.8])
 @pytest.mark.parametrize("sampler", [exact_temperature, batch_temperature])
 def test_symbols_that_agree_in_a_prefix_differ(sampler: Callable[..., TemperatureSample], temperature: float) -> None:

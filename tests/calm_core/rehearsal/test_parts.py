@@ -83,7 +83,7 @@ def test_shrinking_keeps_every_shape(name: str) -> None:
     full = load_preset(name)
     small = shrink(full, 2, 100, "tokenizer.json").params
     assert shapes(small) == shapes(full)
-    assert (small.autoencoder.steps, small.calm.steps, small.transformer.steps) == (2, 2, 3)
+    assert (small.autoencoder.steps, small.calm.steps, small.transformer.steps) == (2, 3, 3)
     assert (small.runtime.launcher, small.runtime.processes, small.runtime.gradient_accumulation) == ("none", 1, 1)
     # Published sequences are longer than what a batch holds at most, so there is one of them.
     for section, whole in ((small.calm, full.calm), (small.transformer, full.transformer)):

@@ -13,7 +13,13 @@ CORPUS = {
     "splits": {"train": {"documents": 1234, "tokens": 5_678_901}, "test": {"documents": 56, "tokens": 78_901}},
 }
 CONFIG = {"kind": "calm", "context_tokens": 256, "patch_size": 4, "head": {"kind": "diffusion", "blocks": 3}}
-RESULTS = {"brierlm": 1.2345678, "brierlm_ci95": [1.1234567, 1.3456789], "positions": 1000}
+RESULTS = {
+    "brierlm": 1.2345678,
+    "brierlm_ci95": [1.1234567, 1.3456789],
+    "positions": 1000,
+    "bits_per_byte": 2.34567891,
+    "by_context": [{"context_tokens": 64, "brierlm": 0.5}],
+}
 
 
 def card(kind: str) -> str:
@@ -52,6 +58,8 @@ def test_data_results_and_shape_are_there() -> None:
     assert table["brierlm"] == "1.2346"
     assert table["brierlm_ci95"] == "[1.1235, 1.3457]"
     assert table["positions"] == "1000"
+    assert table["bits_per_byte"] == "2.3457"
+    assert "by_context" not in table
     assert (table["context_tokens"], table["patch_size"]) == ("256", "4")
     assert (table["head.kind"], table["head.blocks"]) == ("diffusion", "3")
     assert (table["steps"], table["learning_rate"]) == ("2000", "0.0003")

@@ -7,6 +7,25 @@ import polars as pl
 from calm_core.params import Params
 from calm_core.report.page import read_curves, render_report
 
+SHARES = {
+    "distinct": [0.3, 0.6, 0.871, 0.9],
+    "distinct_standard_error": [0.01] * 4,
+    "copied": 0.315,
+    "copied_standard_error": 0.022,
+}
+AT_TEMPERATURE = {
+    **SHARES,
+    "accuracy": [0.237, 0.1, 0.05, 0.02],
+    "accuracy_standard_error": [0.014] * 4,
+    "collision": [0.4, 0.3, 0.2, 0.1],
+    "collision_standard_error": [0.02] * 4,
+    "brierlm": 3.75,
+    "brierlm_ci95": [2.25, 4.5],
+    "exact": 0.0,
+    "reached": 0.25,
+}
+OVER_TEMPERATURES = {str(at): {**AT_TEMPERATURE, "temperature": at} for at in (1.0, 0.65)}
+
 
 def report_arguments(params: Params) -> dict[str, Any]:
     """All that a report is made of."""
@@ -44,10 +63,45 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "blocks": 7,
         "seeds": [0, 1],
         "brierlm_of_seeds": [1.4, 1.6],
+        "by_position": [
+            {"tokens_before": [1, 32], "brierlm": 1.125, "brierlm_ci95": [1.0, 1.25], "positions": 5},
+            {"tokens_before": [33, 64], "brierlm": 1.75, "brierlm_ci95": [1.5, 2.0], "positions": 5},
+        ],
+        "by_context": [
+            {"context_tokens": 64, "brierlm": 0.875, "brierlm_ci95": [0.75, 1.0], "positions": 4321},
+            {"context_tokens": 256, "brierlm": 1.5, "brierlm_ci95": [1.2, 1.8], "positions": 10},
+        ],
     }
-    checkpoints = [
-        {"step": 10 * n, "cross_entropy_nats": 5.0 - n, "brierlm": 0.5 * n, "brierlm_ci95": [0.4 * n, 0.6 * n]}
-        for n in (1, 2, 3)
+    likelihood = {
+        "nats_per_token": 2.75,
+        "nats_per_token_ci95": [2.5, 3.125],
+        "bits_per_byte": 1.444,
+        "likelihood_tokens": 7777,
+        "likelihood_bytes": 33333,
+    }
+    bounds = {
+        "decoder_temperature": 4.0,
+        "likelihood_bound": [
+            {"samples": samples, "decoder_temperature": tau, "nats_per_token": 16.5 + tau / samples}
+            for tau in (1.0, 4.0)
+            for samples in (1, 16)
+        ],
+    }
+    correlations = [
+        {
+            name: {
+                "pearson": pearson,
+                "spearman": None,
+                "samples": 16,
+                "decoder_temperature": 4.0,
+                "checkpoints": [
+                    {"step": 10 * n, measure: 5.0 - n, "brierlm": 0.5 * n + lag, "brierlm_ci95": [0.4 * n, 0.6 * n]}
+                    for n in (1, 2, 3)
+                ],
+            }
+            for name, measure in (("calm", "nats_per_token"), ("transformer", "cross_entropy_nats"))
+        }
+        for pearson, lag in ((-0.9, 0.0), (-0.8, 0.25))
     ]
     seen = {
         "ngram_tokens": 8,
@@ -65,15 +119,28 @@ def report_arguments(params: Params) -> dict[str, Any]:
             "train": {"tokens": 12345}, "validation": held_out, "test": held_out}},
         autoencoder={"token_accuracy": 0.9995, "token_accuracy_noisy": 0.9991, "posterior_std": 0.14},
         brierlm={
-            "calm": score,
-            "transformer": {**score, "brierlm": 2.5, "cross_entropy_nats": 3.5},
+            "calm": {**score, **likelihood, **bounds},
+            "transformer": {
+                **score, **likelihood, "brierlm": 2.5, "cross_entropy_nats": 3.5, "bits_per_byte": 1.0625,
+                "by_position": [{"tokens_before": [1, 64], "brierlm": 2.25, "brierlm_ci95": [2.0, 2.5]}],
+            },
             "calm_minus_transformer": {"difference": -1.0, "difference_ci95": [-1.4, 0.6], "p": 0.034},
         },
         flops={
             "published": {"transformer_s": model, "calm_m": model, "training_saving": 0.435, "inference_saving": 0.34},
             "run": {"calm": of_calm, "transformer": of_transformer, "autoencoder": run},
         },
-        correlation={"pearson": -0.9, "spearman": None, "checkpoints": checkpoints},
+        correlations=correlations,
+        diversity={
+            "split": "validation",
+            "prompts": 123,
+            "prompt_tokens": 45,
+            "texts": 17,
+            "text_tokens": 29,
+            "truth": {**SHARES, "copied": None, "copied_standard_error": None},
+            "calm": OVER_TEMPERATURES,
+            "transformer": OVER_TEMPERATURES,
+        },
         curves={name: dict.fromkeys(scalars, table) for name in ("autoencoder", "calm", "transformer")},
         samples=[{"prompt": "a & b <i>", "truth": "t", "calm": "c", "transformer": "d"}],
         machine={"processor": "some processor", "git revision": "abc"},
@@ -110,9 +177,27 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "74.2 %",
         "some processor",
         "abc",
-        "Pearson -0.900",
-        "Spearman undefined",
-        "3 checkpoints",
+        "<td>33 to 64</td><td>1.75</td><td>[1.50, 2.00]</td><td></td><td></td>",
+        "<td>1 to 64</td><td></td><td></td><td>2.25</td><td>[2.00, 2.50]</td>",
+        "<td>64</td><td>0.88</td><td>[0.75, 1.00]</td><td>4,321</td>",
+        "<td>CALM, N 16</td><td>16.562</td><td>16.750</td>",
+        "<td>Transformer, exact</td><td>2.750</td>",
+        "CALM at most 1.444, with tau 4, chosen on the validation split (a mean over seeds)",
+        "the Transformer 1.062",
+        "CALM [2.500, 3.125]",
+        "7,777 tokens, 33,333 bytes",
+        "along 2 trainings",
+        "<td>-0.900, -0.800</td>",
+        "<td>undefined, undefined</td>",
+        "123 places",
+        "45 tokens before it",
+        "17 places and",
+        "29 tokens each",
+        "<td>0.65</td><td>23.7 ± 1.4</td>",
+        "<td>40.0 ± 2.0</td><td>3.75</td><td>[2.25, 4.50]</td>",
+        "<td>87.1 ± 1.0</td>",
+        "<td>31.5 ± 2.2</td><td>25</td>",
+        "<td>none there</td>",
     ):
         assert text in page
     assert "a &amp; b &lt;i&gt;" in page
@@ -130,7 +215,7 @@ def test_a_number_of_steps_is_not_called_a_match(params: Params) -> None:
 def test_the_page_needs_nothing_else_and_is_reproducible(params: Params) -> None:
     page = render(params)
     assert page == render(params)
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 6
     links = re.findall(r"(?:src|href)=\"([^\"#]+)\"", page)
     assert links == ["timings.js"]  # optional: speeds of the machine, no part of the result
 

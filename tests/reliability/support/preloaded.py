@@ -25,6 +25,7 @@ STAGES = (
     "evaluate_transformer",
     "evaluate_brierlm",
     "correlate_brierlm",
+    "measure_diversity",
     "benchmark_flops",
     "model_cards",
     "report",
