@@ -27,6 +27,7 @@ from calm_core.costs.flops import ModelFlops
 from calm_core.costs.run_shapes import run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.errors import CalmError
+from calm_core.evaluation.likelihood import SAMPLES
 from calm_core.params import CalmParams, LanguageModelParams, Params, TransformerParams, load_params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.machine import describe_machine
@@ -48,8 +49,8 @@ EVALUATION_TOKENS = 40_000
 SHORTER_CONTEXTS = 1.5
 """Times as many tokens are evaluated, a quarter as many again at each of two shorter contexts."""
 
-LIKELIHOOD_SAMPLES = 640_000
-"""Tokens sampled for the bound of CALM's likelihood: 64 times 8000 of the split and 2000 of another."""
+OTHER_SPLIT = 1.25
+"""Times as many tokens are sampled for the bound of CALM's likelihood, a quarter of them to choose a temperature by."""
 
 FEWEST_CHECKPOINTS = 3
 """Of the Transformer: the study reads none of them, and the schema has no fewer."""
@@ -232,7 +233,8 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     # The score asks for the next four tokens, so patches of fewer than four are sampled one after another.
     patches = 1 if shape.patch_size is None else max(1, 4 // shape.patch_size)
     sampled = SHORTER_CONTEXTS * EVALUATION_TOKENS * params.evaluation.samples * patches
-    sampled += 0 if shape.patch_size is None else LIKELIHOOD_SAMPLES
+    if shape.patch_size is not None:
+        sampled += OTHER_SPLIT * params.evaluation.likelihood_tokens * SAMPLES[-1]
     evaluated = sampled * shape.flops.inference_per_token
     return Point(
         model=shape.model,
