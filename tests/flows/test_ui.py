@@ -71,7 +71,7 @@ def test_deployments_are_those_of_prefect_yaml(server: str) -> None:
     assert [one.name for one in served] == [one["name"] for one in described] == names
     assert served[1].schedules[0].schedule.cron == "0 2 * * *"
     assert served[2].parameters == described[2]["parameters"]
-    assert served[3].parameters == {"hours": 3.0}
+    assert served[4].parameters == {"hours": 3.0}
     assert not served[0].schedules
 
 

@@ -349,7 +349,7 @@ def test_measure_diversity(params: Params) -> None:
         path.unlink()
     held_out.write(tokens, "test", 5, documents_a_shard=5)
     training.write(tokens, "train", 5, documents_a_shard=2)
-    (tokens / "tokenizer.json").write_text("{}")
+    tokenizer().save(str(tokens / "tokenizer.json"))
     write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
     table = np.full((5, 5), math.exp(-20))
     table[range(5), SUCCESSOR] = 1
