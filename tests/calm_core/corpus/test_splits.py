@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from calm_core.corpus import tokenise as tokenising
 from calm_core.corpus.documents import Documents
 from calm_core.corpus.splits import SPLITS, group_of, split_of
 from calm_core.corpus.tokenise import tokenise
@@ -211,3 +212,46 @@ def test_a_split_that_gets_nothing_says_what_to_set(tmp_path: Path, smoke: Param
     )
     # And what it says helps so far that only the length of the texts is wrong.
     assert told(validation_percent=20.0, test_percent=20.0).startswith("the validation split has ")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "file"])
+def test_a_stream_goes_on_with_its_groups(
+    tmp_path: Path, params: Params, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calm_core.corpus.documents.MARK_DOCUMENTS", 10)
+    monkeypatch.setattr("calm_core.corpus.parquet_rows.BATCH_ROWS", 30)
+    texts = [f"text {number}" for number in range(300)]
+    columns = {"text": texts, "site": [f"site {number // 3}" for number in range(300)]}
+    for part in ("a", "b"):
+        path = written(tmp_path / part, "jsonl" if kind == "file" else kind, columns)
+        if path.suffix == ".parquet":
+            pl.read_parquet(path).write_parquet(path, row_group_size=70)
+    corpus = files(params, tmp_path, split_by="file" if kind == "file" else "site")
+    stream = Documents(corpus)
+    documents = list(stream)
+    expected = ["a/a.jsonl"] * 300 + ["b/a.jsonl"] * 300 if kind == "file" else columns["site"] * 2
+    assert documents == list(zip(texts * 2, expected, strict=True))
+    for number in (0, 95, 299, 431, 600):
+        assert list(Documents(corpus, stream.place(number))) == documents[number:]
+
+
+def test_the_tokenizer_learns_from_as_much_of_training_as_asked_for(
+    tmp_path: Path, smoke: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No held-out document is in the sample, and none counts towards its size."""
+    texts = [f"{number} " + "x" * 9_990 for number in range(400)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = files(smoke, tmp_path / "a.jsonl", deduplicate=False, validation_percent=40.0, test_percent=10.0)
+    learned: list[str] = []
+    original = tokenising.train_tokenizer
+    monkeypatch.setattr(
+        tokenising,
+        "train_tokenizer",
+        lambda sample, size: original((learned.append(text) or text for text in sample), size),
+    )
+    (tmp_path / "tokens").mkdir()
+    section = smoke.tokenizer.model_copy(update={"vocabulary_size": 260, "training_megabytes": 1})
+    tokenise(smoke.model_copy(update={"corpus": corpus, "tokenizer": section}), tmp_path / "tokens")
+    train = [text for text in texts if split_of(text, 40.0, 10.0) == "train"]
+    assert learned == train[: len(learned)]
+    assert sum(map(len, learned[:-1])) < 10**6 <= sum(map(len, learned))
