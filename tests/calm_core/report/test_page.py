@@ -95,7 +95,13 @@ def report_arguments(params: Params) -> dict[str, Any]:
                 "samples": 16,
                 "decoder_temperature": 4.0,
                 "checkpoints": [
-                    {"step": 10 * n, measure: 5.0 - n, "brierlm": 0.5 * n + lag, "brierlm_ci95": [0.4 * n, 0.6 * n]}
+                    {
+                        "step": 10 * n,
+                        measure: 5.0 - n,
+                        "brierlm": 0.5 * n + lag,
+                        "brier_1": n,
+                        "brierlm_ci95": [0.4 * n, 0.6 * n],
+                    }
                     for n in (1, 2, 3)
                 ],
             }
@@ -187,6 +193,7 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "CALM [2.500, 3.125]",
         "7,777 tokens, 33,333 bytes",
         "along 2 trainings",
+        "<td>-1.000</td><td>-1.000</td>",  # of Brier-1
         "<td>-0.900, -0.800</td>",
         "<td>undefined, undefined</td>",
         "123 places",
