@@ -18,6 +18,7 @@ budgets by the same command.
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from calm_core.costs.flops import ModelFlops
 from calm_core.costs.run_shapes import run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.errors import CalmError
+from calm_core.evaluation.likelihood import SAMPLES
 from calm_core.params import CalmParams, LanguageModelParams, Params, TransformerParams, load_params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.machine import describe_machine
@@ -43,6 +45,12 @@ WARMUP_SHARE = 0.07
 
 EVALUATION_TOKENS = 40_000
 """Held-out tokens for every point."""
+
+SHORTER_CONTEXTS = 1.5
+"""Times as many tokens are evaluated, a quarter as many again at each of two shorter contexts."""
+
+OTHER_SPLIT = 1.25
+"""Times as many tokens are sampled for the bound of CALM's likelihood, a quarter of them to choose a temperature by."""
 
 FEWEST_CHECKPOINTS = 3
 """Of the Transformer: the study reads none of them, and the schema has no fewer."""
@@ -115,26 +123,34 @@ def plan_study(
         for model in (TRANSFORMER, *map(calm, patch_sizes))
     }
     # Once for each K and seed, whatever else is chosen.
-    spent = sum(
-        seeds * (AUTOENCODER_SECONDS + shapes[calm(size), widths[0]].autoencoder / (STEP_SHARE * rates.calm[size]))
+    once = {
+        calm(size): AUTOENCODER_SECONDS + shapes[calm(size), widths[0]].autoencoder / (STEP_SHARE * rates.calm[size])
         for size in patch_sizes
-    )
+    }
+    spent = seeds * sum(once.values())
     chosen: list[tuple[Row, Point]] = []
     for row in rows(smallest, widths):
-        points = [
+        of_row = [
             _point(params, shape, row.budget, rates, params.seed + repeat, further)
             for (_, width), shape in shapes.items()
             if width == row.width
             for repeat in range(seeds)
         ]
-        spent += sum(point.planned_seconds for point in points)
+        spent += sum(point.planned_seconds for point in of_row)
         if spent > 3600 * hours:
             break
-        chosen += [(row, point) for point in points]
+        chosen += [(row, point) for point in of_row]
     if not chosen:
         raise CalmError(f"hours is {hours}; the smallest budget for all models already takes {spent / 3600:.2f}")
     # Stable: within a budget the width of params.yaml comes first, and the models in their order.
-    return [point for row, point in sorted(chosen, key=lambda pair: (pair[0].budget, widths.index(pair[0].width)))]
+    chosen.sort(key=lambda pair: (pair[0].budget, widths.index(pair[0].width)))
+    points: list[Point] = []
+    for _, point in chosen:
+        # The first point of a K trains the autoencoder for all of them.
+        first = not any((point.model, point.seed) == (other.model, other.seed) for other in points)
+        extra = once.get(point.model, 0.0) if first else 0.0
+        points.append(replace(point, planned_seconds=point.planned_seconds + extra))
+    return points
 
 
 class _Shape(NamedTuple):
@@ -216,7 +232,10 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     rate *= min(1.0, NARROW_SHARE + (1 - NARROW_SHARE) * (2 * shape.width - 1))
     # The score asks for the next four tokens, so patches of fewer than four are sampled one after another.
     patches = 1 if shape.patch_size is None else max(1, 4 // shape.patch_size)
-    sampled = EVALUATION_TOKENS * params.evaluation.samples * patches * shape.flops.inference_per_token
+    sampled = SHORTER_CONTEXTS * EVALUATION_TOKENS * params.evaluation.samples * patches
+    if shape.patch_size is not None:
+        sampled += OTHER_SPLIT * params.evaluation.likelihood_tokens * SAMPLES[-1]
+    evaluated = sampled * shape.flops.inference_per_token
     return Point(
         model=shape.model,
         hidden_size=section.hidden_size,
@@ -228,7 +247,7 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
         training_flops=trained,
         autoencoder_flops=shape.autoencoder,
         inference_flops_per_token=shape.flops.inference_per_token,
-        planned_seconds=POINT_SECONDS + (trained + sampled) / rate,
+        planned_seconds=POINT_SECONDS + (trained + evaluated) / rate,
     )
 
 

@@ -222,7 +222,9 @@ def test_a_bad_loss(finished: Path, project: Path, stage: str, factor: float, wh
 @pytest.mark.parametrize("stage", sampled(TRAININGS, "train_transformer"))
 def test_out_of_memory(finished: Path, project: Path, stage: str) -> None:
     told = complaint(run_stage_process(project, stage, save_every_step, partial(out_of_memory_at_step, 5)), stage)
-    assert "out of memory (tried to allocate 4503599627370496 bytes); lower the batch or the model in params.yaml" in told
+    assert (
+        "out of memory (tried to allocate 4503599627370496 bytes); lower the batch or the model in params.yaml" in told
+    )
     assert "goes on after step 4 of" in assert_goes_on(project, finished, stage)
 
 
