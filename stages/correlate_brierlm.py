@@ -27,8 +27,9 @@ from stages.runner.run import run_repeatable_stage
 STAGE = "correlate_brierlm"
 TOKENS = Path("data/tokens")
 
-SAMPLES_OF_TRANSFORMER, SAMPLES_OF_CALM = 1, 2
-"""A position, for BrierLM: what is saved here is better spent on positions. Of CALM, two is the least there can be."""
+SAMPLES_OF_TRANSFORMER, SAMPLES_OF_CALM = 1, 6
+"""A position, for BrierLM. Of the Transformer, whose accuracy term is exact, positions are worth more than samples; of
+CALM, six have fifteen pairs, from which the collision term is estimated."""
 
 SAMPLES_OF_BOUND, FEWER_TOKENS = 16, 4
 """N of the bound of CALM's likelihood, on so many times fewer tokens than evaluate_calm's."""
@@ -103,13 +104,20 @@ def _checkpoints(
                 measure: nats,
                 "brierlm": found.brierlm,
                 "brierlm_ci95": found.brierlm_ci95,
+                "brier_1": found.brier[0],
             }
         )
     return rows
 
 
 def _correlation(rows: list[dict[str, Any]], measure: str) -> dict[str, Any]:
-    return correlation([row["brierlm"] for row in rows], [row[measure] for row in rows])._asdict()
+    nats = [row[measure] for row in rows]
+    of_brier_1 = correlation([row["brier_1"] for row in rows], nats)
+    return {
+        **correlation([row["brierlm"] for row in rows], nats)._asdict(),
+        # A weak CALM's BrierLM is 0 as soon as Brier-4 is estimated below; this is not.
+        "brier_1": of_brier_1._asdict(),
+    }
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ def correlation(first: list[float], second: list[float]) -> Correlation:
     return Correlation(pearson, spearman)
 
 
-def pooled_correlation(runs: Sequence[dict[str, Any]], measure: str) -> Correlation:
-    """Of the checkpoints of several trainings together; each of ``runs`` has "checkpoints" with "brierlm" and
-    ``measure``."""
+def pooled_correlation(runs: Sequence[dict[str, Any]], score: str, measure: str) -> Correlation:
+    """Of ``score`` and ``measure`` of the checkpoints of several trainings together, the "checkpoints" of each run."""
     rows = [row for run in runs for row in run["checkpoints"]]
-    return correlation([row["brierlm"] for row in rows], [row[measure] for row in rows])
+    return correlation([row[score] for row in rows], [row[measure] for row in rows])

@@ -72,6 +72,8 @@ def estimate_by_place(
 ) -> dict[str, list[dict[str, Any]]]:
     """BrierLM of one model by eighth of a block of the trained context, and by context, with intervals.
 
+    With few positions Brier-4 of a weak model is chance, and BrierLM with it; Brier-1, among ``brier``, is not.
+
     ``seeds`` are the ``Scores.places`` of the model, trained under one seed or several.
     """
 
@@ -81,6 +83,7 @@ def estimate_by_place(
             **place,
             "brierlm": score.brierlm,
             "brierlm_ci95": score.brierlm_ci95,
+            "brier": score.brier,
             "positions": score.positions,
         }
 

@@ -144,7 +144,10 @@ def _correlation_rows(correlations: list[dict[str, Any]]) -> list[dict[str, Any]
         {
             "title": title,
             "checkpoints": sum(len(one[name]["checkpoints"]) for one in correlations),
-            "pooled": pooled_correlation([one[name] for one in correlations], _MEASURES[name])._asdict(),
+            "pooled": {
+                score: pooled_correlation([one[name] for one in correlations], score, _MEASURES[name])._asdict()
+                for score in ("brierlm", "brier_1")
+            },
             "runs": [one[name] for one in correlations],
         }
         for name, title in TITLES.items()

@@ -272,10 +272,10 @@ def test_correlate_brierlm(params: Params, steps: dict[int, int]) -> None:
     both = json.loads(Path("results/correlation/run.json").read_text())
     assert list(both) == ["calm", "transformer"]
     found = both["transformer"]
-    assert list(found) == ["pearson", "spearman", "checkpoints"]
+    assert list(found) == ["pearson", "spearman", "brier_1", "checkpoints"]
     scores, losses = [], []
     for row, (step, choices) in zip(found["checkpoints"], steps.items(), strict=True):
-        assert list(row) == ["step", "cross_entropy_nats", "brierlm", "brierlm_ci95"]
+        assert list(row) == ["step", "cross_entropy_nats", "brierlm", "brierlm_ci95", "brier_1"]
         wanted = of_walk(choices, CHECKPOINT_LIMIT)
         scores.append(brierlm(wanted.mean.sum(axis=0) / sum(wanted.positions)))
         losses.append(cross_entropy(choices, CHECKPOINT_LIMIT))
@@ -291,20 +291,22 @@ def test_correlate_brierlm(params: Params, steps: dict[int, int]) -> None:
 def assert_correlation_of_calm(found: dict[str, Any]) -> None:
     assert (found["samples"], found["decoder_temperature"]) == (16, 4)
     for row, (step, coins) in zip(found["checkpoints"], COINS.items(), strict=True):
-        assert list(row) == ["step", "nats_per_token", "brierlm", "brierlm_ci95"]
+        assert list(row) == ["step", "nats_per_token", "brierlm", "brierlm_ci95", "brier_1"]
         assert row["step"] == step
         bound, error = of_bound(TEXT, LIKELIHOOD_LIMIT // 4, 4.0, 16, coins, drawn=16)
         assert row["nats_per_token"] == pytest.approx(bound, abs=4 * error + 1e-3)
         paths = paths_of_patches(coins)
         asked = places(TEXT, CONTEXT_OF_CALM, PATCH_SIZE, CHECKPOINT_LIMIT)
-        moments = [moments_of_sampling(paths(place.history), place.following, 2) for place in asked]
+        moments = [moments_of_sampling(paths(place.history), place.following, 6) for place in asked]
         brier = sum(one.mean for one in moments) / len(asked)
         error = np.sqrt(sum(one.variance for one in moments)) / len(asked)
         low, high = (float(100 * np.prod(np.maximum(brier + sign * error, 0)) ** 0.25) for sign in (-4, 4))
         assert low - 1e-3 <= row["brierlm"] <= high + 1e-3
-    sides = [[row[key] for row in found["checkpoints"]] for key in ("brierlm", "nats_per_token")]
-    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(*sides).statistic)
-    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(*sides).statistic)
+        assert row["brier_1"] == pytest.approx(brier[0], abs=4 * error[0] + 1e-5)
+    for key, told in (("brierlm", found), ("brier_1", found["brier_1"])):
+        sides = [[row[side] for row in found["checkpoints"]] for side in (key, "nats_per_token")]
+        assert told["pearson"] == pytest.approx(scipy.stats.pearsonr(*sides).statistic)
+        assert told["spearman"] == pytest.approx(scipy.stats.spearmanr(*sides).statistic)
     assert found["pearson"] < -0.5
 
 

@@ -55,6 +55,6 @@ def test_runs_are_pooled_by_their_checkpoints() -> None:
     ]
     scores = [0, 1, 2, 3, 5, 6, 7]
     nats = [9, 8, 7, 6, 9, 8, 7]
-    found = pooled_correlation(runs, "nats")
+    found = pooled_correlation(runs, "brierlm", "nats")
     assert found.pearson == pytest.approx(scipy.stats.pearsonr(scores, nats).statistic)
     assert found.spearman == pytest.approx(scipy.stats.spearmanr(scores, nats).statistic)

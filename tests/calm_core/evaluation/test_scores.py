@@ -60,6 +60,7 @@ def test_by_position_and_by_context(tmp_path: Path, limit: int) -> None:
         wanted, count = brierlm_at(32, 2, limit, *row["tokens_before"])
         assert row["brierlm"] == pytest.approx(wanted, rel=1e-6)
         assert row["positions"] == count == 2 * found["blocks"]
+        assert row["brierlm"] == pytest.approx(100 * np.prod(np.maximum(row["brier"], 0)) ** 0.25)
         low, high = row["brierlm_ci95"]
         assert low < wanted < high
     assert [row["context_tokens"] for row in found["by_context"]] == [8, 16, 32]

@@ -64,12 +64,12 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "seeds": [0, 1],
         "brierlm_of_seeds": [1.4, 1.6],
         "by_position": [
-            {"tokens_before": [1, 32], "brierlm": 1.125, "brierlm_ci95": [1.0, 1.25], "positions": 5},
-            {"tokens_before": [33, 64], "brierlm": 1.75, "brierlm_ci95": [1.5, 2.0], "positions": 5},
+            {"tokens_before": [1, 32], "brierlm": 1.125, "brierlm_ci95": [1.0, 1.25], "brier": [0.5]},
+            {"tokens_before": [33, 64], "brierlm": 1.75, "brierlm_ci95": [1.5, 2.0], "brier": [0.0625]},
         ],
         "by_context": [
-            {"context_tokens": 64, "brierlm": 0.875, "brierlm_ci95": [0.75, 1.0], "positions": 4321},
-            {"context_tokens": 256, "brierlm": 1.5, "brierlm_ci95": [1.2, 1.8], "positions": 10},
+            {"context_tokens": 64, "brierlm": 0.875, "brierlm_ci95": [0.75, 1.0], "brier": [0.25], "positions": 4321},
+            {"context_tokens": 256, "brierlm": 1.5, "brierlm_ci95": [1.2, 1.8], "brier": [0.1], "positions": 10},
         ],
     }
     likelihood = {
@@ -95,7 +95,13 @@ def report_arguments(params: Params) -> dict[str, Any]:
                 "samples": 16,
                 "decoder_temperature": 4.0,
                 "checkpoints": [
-                    {"step": 10 * n, measure: 5.0 - n, "brierlm": 0.5 * n + lag, "brierlm_ci95": [0.4 * n, 0.6 * n]}
+                    {
+                        "step": 10 * n,
+                        measure: 5.0 - n,
+                        "brierlm": 0.5 * n + lag,
+                        "brier_1": n,
+                        "brierlm_ci95": [0.4 * n, 0.6 * n],
+                    }
                     for n in (1, 2, 3)
                 ],
             }
@@ -122,7 +128,7 @@ def report_arguments(params: Params) -> dict[str, Any]:
             "calm": {**score, **likelihood, **bounds},
             "transformer": {
                 **score, **likelihood, "brierlm": 2.5, "cross_entropy_nats": 3.5, "bits_per_byte": 1.0625,
-                "by_position": [{"tokens_before": [1, 64], "brierlm": 2.25, "brierlm_ci95": [2.0, 2.5]}],
+                "by_position": [{"tokens_before": [1, 64], "brierlm": 2.25, "brierlm_ci95": [2.0, 2.5], "brier": [1]}],
             },
             "calm_minus_transformer": {"difference": -1.0, "difference_ci95": [-1.4, 0.6], "p": 0.034},
         },
@@ -177,9 +183,9 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "74.2 %",
         "some processor",
         "abc",
-        "<td>33 to 64</td><td>1.75</td><td>[1.50, 2.00]</td><td></td><td></td>",
-        "<td>1 to 64</td><td></td><td></td><td>2.25</td><td>[2.00, 2.50]</td>",
-        "<td>64</td><td>0.88</td><td>[0.75, 1.00]</td><td>4,321</td>",
+        "<td>33 to 64</td><td>1.75</td><td>[1.50, 2.00]</td><td>0.0625</td><td></td><td></td><td></td>",
+        "<td>1 to 64</td><td></td><td></td><td></td><td>2.25</td><td>[2.00, 2.50]</td>",
+        "<td>64</td><td>0.88</td><td>[0.75, 1.00]</td><td>0.2500</td><td>4,321</td>",
         "<td>CALM, N 16</td><td>16.562</td><td>16.750</td>",
         "<td>Transformer, exact</td><td>2.750</td>",
         "CALM at most 1.444, with tau 4, chosen on the validation split (a mean over seeds)",
@@ -187,6 +193,7 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "CALM [2.500, 3.125]",
         "7,777 tokens, 33,333 bytes",
         "along 2 trainings",
+        "<td>-1.000</td><td>-1.000</td>",  # of Brier-1
         "<td>-0.900, -0.800</td>",
         "<td>undefined, undefined</td>",
         "123 places",
