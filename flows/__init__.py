@@ -6,6 +6,10 @@ from pathlib import Path
 
 from calm_core.runtime.caches import is_writable
 
+# A flow without a server starts one for itself, and on a busy machine that takes longer than the 20 seconds that
+# Prefect waits for it.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+
 # Prefect keeps a database in the home, and reads its settings when it is imported: before that.
 _home = os.environ.get("PREFECT_HOME") or "~/.prefect"
 if not is_writable(_home):

@@ -135,7 +135,9 @@ def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float
             )
         axes.axhline(exact, color=TRANSFORMER, linewidth=1.4, linestyle="--")
         axes.annotate("Transformer, exact", (1, exact), (0, 5), textcoords="offset points", color=TRANSFORMER)
-        axes.set(xscale="log", xlabel="samples N a patch", ylabel="nats a token", ylim=(0, None))
+        # Room at the top for the label of the line across.
+        top = 1.15 * max(exact, *(nats for points in bounds.values() for _, nats in points))
+        axes.set(xscale="log", xlabel="samples N a patch", ylabel="nats a token", ylim=(0, top))
         numbers = sorted({count for points in bounds.values() for count, _ in points})
         axes.set_xticks(numbers, [str(count) for count in numbers])
         axes.minorticks_off()

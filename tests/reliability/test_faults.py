@@ -48,7 +48,7 @@ OF_ONE_PAGE = (
     "benchmark_flops",
     "model_cards",
 )
-"""Stages whose outputs take a page of memory each, or less."""
+"""Stages whose outputs take a few pages of memory each, or less."""
 
 
 def complaint(ended: Ended, stage: str) -> str:
