@@ -140,7 +140,7 @@ def _ahead(outcome: Outcome, text: str, first: str, others: list[str]) -> Claim:
         ratio = _log_ratio(outcome, first, other)
         if ratio is None:
             found.append(CANNOT)
-            told.append(f"{label(other)}: {FEW}")
+            told.append(f"not to be compared with {label(other)}'s, {FEW}")
             continue
         factor = Interval(*(float(np.exp(value)) for value in ratio))
         found.append(verdict(ratio))

@@ -75,13 +75,14 @@ def against_inference(outcome: Outcome) -> str:
 
 
 def inference_budget(measured: Sequence[Measured]) -> float:
-    """The largest budget at which most models have two widths or more; if there is none, the largest."""
+    """The largest budget at which most models have two widths or more; else the largest that most models have."""
     budgets = sorted({one.budget for one in measured}, reverse=True)
     for budget in budgets:
         of_model = Counter(one.model for one in measured if one.budget == budget)
         if 2 * sum(widths > 1 for widths in of_model.values()) > len(_models(measured)):
             return budget
-    return budgets[0]
+    models = {budget: len({one.model for one in measured if one.budget == budget}) for budget in budgets}
+    return max(budgets, key=lambda budget: (models[budget], budget))
 
 
 def _points(
@@ -131,7 +132,7 @@ def _finish(axes: Axes, measured: Sequence[Measured], measure: str, xlabel: str,
     # A decade or less would have one label or none at powers of ten alone.
     axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 30 else (1, 2, 5)))
     axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"))
+        FuncFormatter(lambda value, _: f"{value:.1e}".replace(".0e", "e").replace("e+0", "e").replace("e+", "e"))
     )
     # Bits a byte differ by a few tenths.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if measure == "brierlm" else MaxNLocator(6))

@@ -82,3 +82,4 @@ def test_inference_is_compared_where_there_are_widths() -> None:
     assert inference_budget(outcome(study() + narrow[1:]).measured) == BUDGETS[3]
     assert inference_budget(outcome(study() + narrow[:4]).measured) == BUDGETS[-1]
     assert inference_budget(outcome(study()).measured) == BUDGETS[-1]
+    assert inference_budget(outcome(study()[:-1]).measured) == BUDGETS[-2]
