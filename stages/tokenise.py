@@ -30,10 +30,10 @@ def _seen(counts: dict[str, Any]) -> str:
         return ""
     length, before, after = seen["ngram_tokens"], seen["ngram_share_before"], seen["ngram_share_after"]
     mostly, dropped = seen["document_share_before"], seen["documents_dropped"]
-    left = f"; {dropped:,} dropped, {after:.1%} of the {length}-grams of the others are" if dropped else ""
+    left = f"; {dropped:,} dropped, {100 * after:.1f} % of the {length}-grams of the others are" if dropped else ""
     return (
-        f"; {before:.1%} of its {length}-grams are in training, and more than half of those of {mostly:.1%} of its "
-        f"documents{left}"
+        f"; {100 * before:.1f} % of its {length}-grams are in training, and more than half of those of "
+        f"{100 * mostly:.1f} % of its documents{left}"
     )
 
 

@@ -35,12 +35,6 @@ def ngram_hashes(token_ids: np.ndarray, document_ends: np.ndarray, length: int) 
     return np.concatenate([np.empty(0, np.uint64), *_pieces(token_ids, document_ends, length)])
 
 
-def split_hashes(tokens: TokenStream, length: int) -> Iterator[np.ndarray]:
-    """``ngram_hashes`` of a whole split, a piece of it at a time; pieces are in order."""
-    for token_ids, document_ends in tokens.shards():
-        yield from _pieces(token_ids, document_ends, length)
-
-
 def occurring(wanted: np.ndarray, tokens: TokenStream, length: int, name: str) -> np.ndarray:
     """Which of ``wanted``, distinct hashes [n-grams] uint64 in rising order, the split holds, [n-grams] bool.
 
