@@ -131,10 +131,8 @@ def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float
             samples, nats = zip(*points, strict=True)
             # From light to full, the highest temperature the fullest.
             alpha = 0.35 + 0.65 * number / max(1, len(bounds) - 1)
-            axes.plot(samples, nats, color=CALM, alpha=alpha, marker="o", markersize=5, linewidth=1.4)
-            axes.annotate(
-                f"tau {temperature:g}", (samples[-1], nats[-1]), (7, 0), textcoords="offset points", va="center"
-            )
+            label = f"tau {temperature:g}"
+            axes.plot(samples, nats, color=CALM, alpha=alpha, marker="os^D"[number % 4], linewidth=1.4, label=label)
         axes.axhline(exact, color=TRANSFORMER, linewidth=1.4, linestyle="--")
         axes.annotate("Transformer, exact", (1, exact), (0, 5), textcoords="offset points", color=TRANSFORMER)
         # Room at the top for the label of the line across.
@@ -143,7 +141,7 @@ def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float
         numbers = sorted({count for points in bounds.values() for count, _ in points})
         axes.set_xticks(numbers, [str(count) for count in numbers])
         axes.minorticks_off()
-        axes.set_xlim(right=numbers[-1] * 2.2)
+        axes.legend(frameon=False)
         axes.set_title("CALM: bounds of the likelihood")
         return svg(figure)
 
