@@ -64,33 +64,35 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
 
 
 def brierlm_against_likelihood(panels: dict[str, dict[str, Any]]) -> str:
-    """BrierLM with its 95 % interval against nats a token, a panel a model, a line a training.
+    """BrierLM with its 95 % interval, and below it Brier-1, against nats a token: a column a model, a line a training.
 
     ``panels`` maps a title to {"colour", "measure", "label", "runs"}: the name of the measure in a checkpoint, what it
-    is called, and lists of checkpoints in the order of training, {"step", measure, "brierlm", "brierlm_ci95"} each.
+    is called, and lists of checkpoints in the order of training, {"step", measure, "brierlm", "brierlm_ci95",
+    "brier_1"} each.
     """
     with plt.rc_context(STYLE):
-        figure, every = plt.subplots(
-            1, len(panels), figsize=(5.25 * len(panels), 3.4), layout="constrained", squeeze=False
-        )
-        for axes, (title, panel) in zip(every[0], panels.items(), strict=True):
+        size = (5.25 * len(panels), 5.8)
+        figure, every = plt.subplots(2, len(panels), figsize=size, layout="constrained", sharex="col", squeeze=False)
+        for (above, below), (title, panel) in zip(every.T, panels.items(), strict=True):
             measure, colour = panel["measure"], panel["colour"]
             for number, checkpoints in enumerate(panel["runs"]):
                 nats = [row[measure] for row in checkpoints]
-                scores = [row["brierlm"] for row in checkpoints]
-                axes.plot(nats, scores, color=colour, marker="osD^v"[number % 5], markersize=5, linewidth=1)
+                for axes, score in ((above, "brierlm"), (below, "brier_1")):
+                    scores = [row[score] for row in checkpoints]
+                    axes.plot(nats, scores, color=colour, marker="osD^v"[number % 5], markersize=5, linewidth=1)
                 for row in checkpoints:
-                    axes.plot([row[measure]] * 2, row["brierlm_ci95"], color=colour, linewidth=1, alpha=0.4)
+                    above.plot([row[measure]] * 2, row["brierlm_ci95"], color=colour, linewidth=1, alpha=0.4)
             first = panel["runs"][0]
             for row in (first[0], first[-1]):
-                axes.annotate(
-                    f"step {row['step']:,}", (row[measure], row["brierlm"]), (6, 6), textcoords="offset points"
-                )
+                place = (row[measure], row["brier_1"])
+                below.annotate(f"step {row['step']:,}", place, (6, 6), textcoords="offset points")
             # Both fall during training, so training goes to the right, and both measures improve to the upper right.
-            axes.invert_xaxis()
-            axes.margins(x=0.15)
-            axes.set(xlabel=f"{panel['label']}, nats a token", ylabel="BrierLM")
-            axes.set_title(title)
+            above.invert_xaxis()
+            for axes in (above, below):
+                axes.margins(x=0.15, y=0.15)
+            above.set_ylabel("BrierLM")
+            above.set_title(title)
+            below.set(xlabel=f"{panel['label']}, nats a token", ylabel="Brier-1")
         return svg(figure)
 
 
@@ -129,10 +131,8 @@ def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float
             samples, nats = zip(*points, strict=True)
             # From light to full, the highest temperature the fullest.
             alpha = 0.35 + 0.65 * number / max(1, len(bounds) - 1)
-            axes.plot(samples, nats, color=CALM, alpha=alpha, marker="o", markersize=5, linewidth=1.4)
-            axes.annotate(
-                f"tau {temperature:g}", (samples[-1], nats[-1]), (7, 0), textcoords="offset points", va="center"
-            )
+            label = f"tau {temperature:g}"
+            axes.plot(samples, nats, color=CALM, alpha=alpha, marker="os^D"[number % 4], linewidth=1.4, label=label)
         axes.axhline(exact, color=TRANSFORMER, linewidth=1.4, linestyle="--")
         axes.annotate("Transformer, exact", (1, exact), (0, 5), textcoords="offset points", color=TRANSFORMER)
         # Room at the top for the label of the line across.
@@ -141,7 +141,7 @@ def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float
         numbers = sorted({count for points in bounds.values() for count, _ in points})
         axes.set_xticks(numbers, [str(count) for count in numbers])
         axes.minorticks_off()
-        axes.set_xlim(right=numbers[-1] * 2.2)
+        axes.legend(frameon=False)
         axes.set_title("CALM: bounds of the likelihood")
         return svg(figure)
 
