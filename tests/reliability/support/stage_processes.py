@@ -5,11 +5,13 @@ A process is forked from one that has imported everything (multiprocessing's for
 """
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -71,6 +73,9 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
+WHERE = signal.SIGUSR1
+"""Has a process write to standard error where each of its threads is."""
+
 MOST_SECONDS = 120.0
 """How long a stage of the small project may take, many times what it does."""
 
@@ -104,6 +109,8 @@ def run_stage_processes(folder: Path, stage: str, faults: Sequence[Sequence[Faul
         for process, _ in running:
             process.join(MOST_SECONDS)
             if process.is_alive():  # waits for one that is gone: a failure of the test, not an endless run
+                os.kill(process.pid or 0, WHERE)
+                process.join(1)
                 process.kill()
                 process.join()
         return [Ended(int(process.exitcode or 0), told.read_text(encoding="utf-8")) for process, told in running]
@@ -151,6 +158,7 @@ def _work(folder: Path, stage: str, told: Path, faults: tuple[Fault, ...], envir
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False, buffering=1) for number in (1, 2))
+    faulthandler.register(WHERE, sys.stderr)
     for fault in faults:
         fault()
     by_processes = stage in BY_PROCESSES
