@@ -30,6 +30,7 @@ from stages.runner.launch import (
     FirstFailedError,
     end_with_parent,
     launch,
+    leave_at_once,
     leave_to_launcher,
     lost_contact,
 )
@@ -98,6 +99,10 @@ def _run_until_the_end(name: str, work: Callable[[Params], Measured | None], com
             with contextlib.suppress(OSError):  # Ctrl-C ends the reader of a pipe, too
                 print(f"{name}: stopped by {stopped}; `dvc repro` goes on", file=sys.stderr, flush=True)
         sys.exit(128 + stopped.signal)
+    except SystemExit as ended:
+        if is_one_of_many():
+            leave_at_once(ended.code)
+        raise
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # this process is about to end anyway

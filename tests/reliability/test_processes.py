@@ -214,7 +214,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(project: Path) -> None:
 def test_a_bad_loss_of_one_process_stops_all_at_the_same_step(project: Path) -> None:
     bad: list[Fault] = [save_every_step, partial(loss_at_step, 6, float("nan"))]
     ended = run_stage_processes(project, "train_transformer", [[save_every_step], bad])
-    assert [one.status for one in ended] == [1, 1]
+    assert [one.status for one in ended] == [1, 1], ended
     assert "transformer: the loss is nan at step 6 (sequences from tokens " in ended[0].told
     assert "the checkpoint after step 5 is kept" in ended[0].told
     ended = run_stage_processes(project, "train_transformer", [(), ()])
