@@ -32,6 +32,15 @@ NEVER = -20.0
 """Log-probability that stands for 0: far too little to be seen in a score."""
 
 
+COIN = {
+    1: [[[1], [2]], [[2], [0]], [[3], [1]], [[0], [3]]],
+    2: [[[1, 2], [1, 3]], [[2, 3], [0, 0]], [[3, 0], [1, 2]], [[0, 1], [0, 2]]],
+    4: [[[1, 2, 3, 0], [1, 2, 0, 0]], [[2, 3, 0, 1], [2, 3, 0, 2]], [[3, 0, 1, 2], [1, 1, 1, 1]],
+        [[0, 1, 2, 3], [0, 0, 2, 3]]],
+}  # fmt: skip
+"""By K, two different next patches for each of four tokens: they part at one token or another."""
+
+
 @dataclass(frozen=True)
 class Text:
     """Documents of token ids, end-of-text tokens included."""

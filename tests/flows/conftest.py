@@ -117,6 +117,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
+def commit_project(folder: Path) -> None:
+    """Make ``folder`` a git and DVC project, all that is in it committed."""
+    run(folder, "git", "init", "--quiet")
+    run(folder, "git", "config", "user.name", "test")
+    run(folder, "git", "config", "user.email", "test@example.org")
+    run(folder, "dvc", "init", "--quiet")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "project")
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git and DVC project of four small stages: first -> left and right -> last."""
@@ -125,12 +135,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "params.yaml").write_text("toy:\n  start: 0 # a comment that stays\n  value: 1\n  fail: ''\n")
     (folder / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE, sort_keys=False))
     (folder / ".gitignore").write_text("*.out\npid-*\nhold-*\nresults/\n")
-    run(folder, "git", "init", "--quiet")
-    run(folder, "git", "config", "user.name", "test")
-    run(folder, "git", "config", "user.email", "test@example.org")
-    run(folder, "dvc", "init", "--quiet")
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", "toy")
+    commit_project(folder)
     return folder
 
 

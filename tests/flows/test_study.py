@@ -19,7 +19,7 @@ from flows import study as flow
 from flows.study import base_digest, merged, plan_table, point_name, scores_of, study, write_page
 from tests import ROOT
 from tests.calm_core.study.made_up import point
-from tests.flows.conftest import run
+from tests.flows.conftest import commit_project, run
 from tests.flows.test_reproduce import artifacts, flow_run_of
 
 STEP = """
@@ -76,12 +76,7 @@ def tiny(tmp_path: Path) -> Path:
             stages[name]["outs"] = [f"{name}/out"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     (folder / ".gitignore").write_text("results/\n" + "".join(f"{name}/\n" for name in NEEDS))
-    run(folder, "git", "init", "--quiet")
-    run(folder, "git", "config", "user.name", "test")
-    run(folder, "git", "config", "user.email", "test@example.org")
-    run(folder, "dvc", "init", "--quiet")
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", "tiny")
+    commit_project(folder)
     return folder
 
 

@@ -20,6 +20,7 @@ from calm_core.runtime.randomness import generator
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
 from tests.calm_core.known_models import (
+    COIN,
     Expected,
     Moments,
     Paths,
@@ -51,13 +52,6 @@ SURE = {
     4: [[[1, 2, 3, 0]] * 2, [[2, 3, 0, 1]] * 2, [[3, 0, 1, 2]] * 2, [[0, 1, 2, 3]] * 2],
 }
 """Next patches by K and last token: the tokens count up."""
-COIN = {
-    1: [[[1], [2]], [[2], [0]], [[3], [1]], [[0], [3]]],
-    2: [[[1, 2], [1, 3]], [[2, 3], [0, 0]], [[3, 0], [1, 2]], [[0, 1], [0, 2]]],
-    4: [[[1, 2, 3, 0], [1, 2, 0, 0]], [[2, 3, 0, 1], [2, 3, 0, 2]], [[3, 0, 1, 2], [1, 1, 1, 1]],
-        [[0, 1, 2, 3], [0, 0, 2, 3]]],
-}  # fmt: skip
-"""Two different patches a token: they part at the first token, the second, the third or the fourth."""
 
 
 def counting(follow: float, lengths: Sequence[int] = LENGTHS) -> Text:

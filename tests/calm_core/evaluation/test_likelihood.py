@@ -28,17 +28,18 @@ from calm_core.evaluation.likelihood import (
 )
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
-from tests.calm_core.known_models import Text, bigram_transformer, chain_text, coin_calm, history_transformer, places
+from tests.calm_core.known_models import (
+    COIN,
+    Text,
+    bigram_transformer,
+    chain_text,
+    coin_calm,
+    history_transformer,
+    places,
+)
 
 SIZE, CONTEXT = 4, 12
 TABLE = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1], [0.2, 0.3, 0.1, 0.4], [0.45, 0.05, 0.45, 0.05]])
-COIN = {
-    1: [[[1], [2]], [[2], [0]], [[3], [1]], [[0], [3]]],
-    2: [[[1, 2], [1, 3]], [[2, 3], [0, 0]], [[3, 0], [1, 2]], [[0, 1], [0, 2]]],
-    4: [[[1, 2, 3, 0], [1, 2, 0, 0]], [[2, 3, 0, 1], [2, 3, 0, 2]], [[3, 0, 1, 2], [1, 1, 1, 1]],
-        [[0, 1, 2, 3], [0, 0, 2, 3]]],
-}  # fmt: skip
-"""Two next patches a token, by K."""
 TEXT = chain_text(TABLE, [5, 1, 23, 2, 40, 7, 12, 3, 61, 1, 1, 18, 9, 30, 4, 27] * 3, 0.6, seed=2)
 
 
