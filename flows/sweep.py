@@ -22,7 +22,7 @@ from flows.reproduce import ROOT, reproduce
 
 COLUMNS = {
     "calm BrierLM": "brierlm: calm.brierlm",
-    "calm training FLOPs": "flops: run.calm.training_flops",
+    "calm training FLOPs": "flops: run.calm.training_flops_with_autoencoder",
     "transformer BrierLM": "brierlm: transformer.brierlm",
     "transformer training FLOPs": "flops: run.transformer.training_flops",
     "token accuracy": "autoencoder: token_accuracy",

@@ -24,7 +24,7 @@ def main(params: Params) -> None:
     for model, of_seeds in scores.items():
         draws = generator(params.seed, STAGE, "bootstrap")
         estimate = estimate_brierlm([one.documents for one in of_seeds], resamples, draws)
-        by_place = estimate_by_place([one.places for one in of_seeds], resamples, draws)
+        by_place = estimate_by_place([one.places for one in of_seeds], estimate, resamples, draws)
         means = mean_of_seeds([one.summary for one in of_seeds])
         results[model] = {
             **estimate._asdict(),

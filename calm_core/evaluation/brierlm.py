@@ -91,9 +91,7 @@ def _evaluate(
     with progress(f"BrierLM of {name}", len(blocks.starts) * blocks.context, "tokens") as advance:
         for starts, of_batch in side_by_side(score_batch, batches, device, *models):
             scores.append(of_batch)
-            targets = (starts[:, None] + leaves).flatten()
-            # document_ends are exclusive: a target at an end belongs to the next document, hence right=True.
-            documents.append(torch.searchsorted(blocks.tokens.document_ends, targets, right=True))
+            documents.append(blocks.documents(starts, leaves))
             eighths.append(eighth.repeat(len(starts)))
             advance(len(starts) * blocks.context)
     return per_document(torch.cat(documents), torch.cat(eighths), torch.cat(scores).cpu())

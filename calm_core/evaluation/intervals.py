@@ -89,6 +89,11 @@ def estimate_difference(
     return Difference(difference, _interval(difference, variances), p)
 
 
+def half_width(standard_error: float, freedom: float) -> float:
+    """Of the interval of a mean whose ``standard_error`` has so many degrees of freedom, by Student's t."""
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * standard_error
+
+
 def _aligned(models: Sequence[Sequence[pl.DataFrame]]) -> list[Tensor]:
     """Sums of scores and numbers of positions of the same documents, [seeds, documents, 5] float64 of each model."""
     every = pl.concat([frame.select("document") for seeds in models for frame in seeds]).unique().sort("document")
@@ -129,6 +134,5 @@ def _standard_error(variances: list[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _interval(middle: float, variances: list[tuple[float, int]]) -> list[float]:
-    error, freedom = _standard_error(variances)
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    half = half_width(*_standard_error(variances))
     return [middle - half, middle + half]

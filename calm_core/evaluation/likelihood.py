@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.special import stdtrit
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
-from calm_core.evaluation.intervals import CONFIDENCE
+from calm_core.evaluation.intervals import half_width
 from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS
 from calm_core.runtime.device import device_of
@@ -108,7 +107,7 @@ def calm_surprise(
             advance(blocks.batch * blocks.context)
     pieces = torch.arange(patch_size, blocks.context, patch_size)
     nats = torch.cat(found, dim=-1).cpu().double()
-    return Surprise(_documents(blocks, pieces), torch.full((nats.shape[-1],), patch_size), nats)
+    return Surprise(blocks.documents(blocks.starts, pieces), torch.full((nats.shape[-1],), patch_size), nats)
 
 
 def transformer_surprise(model: Transformer, blocks: EvaluationBlocks, patch_size: int) -> Surprise:
@@ -123,7 +122,7 @@ def transformer_surprise(model: Transformer, blocks: EvaluationBlocks, patch_siz
         return F.cross_entropy(logits.flatten(0, 1), token_ids[:, first:].flatten(), reduction="none")
 
     found = list(side_by_side(surprise, blocks.batches(following=0), device, model))
-    document = _documents(blocks, torch.arange(first, blocks.context))
+    document = blocks.documents(blocks.starts, torch.arange(first, blocks.context))
     return Surprise(document, torch.ones_like(document), torch.cat(found).cpu().double())
 
 
@@ -173,7 +172,7 @@ def likelihood(surprise: Surprise, text_bytes: int) -> Likelihood:
     half = 0.0
     if documents > 1:
         spread = (nats - mean * tokens).square().sum() * documents / (documents - 1)
-        half = float(spread.sqrt() / tokens.sum() * stdtrit(documents - 1, (1 + CONFIDENCE) / 2))
+        half = half_width(float(spread.sqrt() / tokens.sum()), documents - 1)
     return Likelihood(mean, [mean - half, mean + half], float(nats.sum()) / (text_bytes * math.log(2)))
 
 
@@ -227,10 +226,3 @@ def described_bound(surprise: Surprise, chosen: int, text_bytes: int) -> dict[st
 def best_temperature(surprise: Surprise) -> int:
     """The index in ``TEMPERATURES`` of the lowest bound at the largest number of samples."""
     return int(surprise.nats[:, -1].sum(dim=-1).argmin())
-
-
-def _documents(blocks: EvaluationBlocks, offsets: Tensor) -> Tensor:
-    """The document at each of ``offsets`` of every block, [blocks * offsets]."""
-    places = (blocks.starts[:, None] + offsets).flatten()
-    # document_ends are exclusive: what begins at an end belongs to the next document, hence right=True.
-    return torch.searchsorted(blocks.tokens.document_ends, places, right=True)

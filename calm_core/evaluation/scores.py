@@ -14,7 +14,7 @@ import polars as pl
 import torch
 
 from calm_core.evaluation.brier import by_document, tokens_before
-from calm_core.evaluation.intervals import estimate_brierlm
+from calm_core.evaluation.intervals import BrierLM, estimate_brierlm
 from calm_core.storage.atomic import write_bytes
 from calm_core.storage.json_io import read_json, write_json
 from calm_core.tokens.blocks import MAX_TOKENS, EvaluationBlocks
@@ -56,29 +56,30 @@ def score_places(
     context = pl.lit(0, pl.Int64).alias("context_tokens")
     frames = [score(one).select(context + one.context, pl.all()) for one in every]
     places = pl.concat(frames)
+    whole = estimate_brierlm([by_document(frames[-1])], resamples, generator)
     found = {
-        **estimate_brierlm([by_document(frames[-1])], resamples, generator)._asdict(),
+        **whole._asdict(),
         "split": split,
         "context_tokens": blocks.context,
         "stride_tokens": blocks.context,  # blocks do not overlap
         "blocks": len(blocks.starts),
-        **estimate_by_place([places], resamples, generator),
+        **estimate_by_place([places], whole, resamples, generator),
     }
     return Scores(places, found)
 
 
 def estimate_by_place(
-    seeds: Sequence[pl.DataFrame], resamples: int, generator: torch.Generator
+    seeds: Sequence[pl.DataFrame], whole: BrierLM, resamples: int, generator: torch.Generator
 ) -> dict[str, list[dict[str, Any]]]:
     """BrierLM of one model by eighth of a block of the trained context, and by context, with intervals.
 
     With few positions Brier-4 of a weak model is chance, and BrierLM with it; Brier-1, among ``brier``, is not.
 
-    ``seeds`` are the ``Scores.places`` of the model, trained under one seed or several.
+    ``seeds`` are the ``Scores.places`` of the model, trained under one seed or several; ``whole`` is its score at the
+    trained context, all places together.
     """
 
-    def of(place: dict[str, Any], frames: Sequence[pl.DataFrame]) -> dict[str, Any]:
-        score = estimate_brierlm([by_document(frame) for frame in frames], resamples, generator)
+    def described(place: dict[str, Any], score: BrierLM) -> dict[str, Any]:
         return {
             **place,
             "brierlm": score.brierlm,
@@ -87,17 +88,24 @@ def estimate_by_place(
             "positions": score.positions,
         }
 
+    def of(place: dict[str, Any], frames: Sequence[pl.DataFrame]) -> dict[str, Any]:
+        return described(place, estimate_brierlm([by_document(frame) for frame in frames], resamples, generator))
+
     trained = [_at_trained_context(frame) for frame in seeds]
     context = int(trained[0]["context_tokens"][0])
     eighths, contexts = pl.col("eighth"), pl.col("context_tokens")
+    shorter = sorted(set(seeds[0]["context_tokens"]) - {context})
     return {
         "by_position": [
             of({"tokens_before": tokens_before(part, context)}, [frame.filter(eighths == part) for frame in trained])
             for part in sorted(set(trained[0]["eighth"]))
         ],
         "by_context": [
-            of({"context_tokens": length}, [frame.filter(contexts == length) for frame in seeds])
-            for length in sorted(set(seeds[0]["context_tokens"]))
+            *(
+                of({"context_tokens": length}, [frame.filter(contexts == length) for frame in seeds])
+                for length in shorter
+            ),
+            described({"context_tokens": context}, whole),
         ],
     }
 
@@ -112,8 +120,9 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 def read_scores(path: Path) -> Scores:
     """What ``write_scores`` wrote."""
+    summary = read_json(path.with_suffix(".json"))  # first: it says how to make what is missing
     with path.with_suffix(".parquet").open("rb") as file:  # polars takes no name that is not UTF-8
-        return Scores(pl.read_parquet(file), read_json(path.with_suffix(".json")))
+        return Scores(pl.read_parquet(file), summary)
 
 
 def mean_of_seeds(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from calm_core.report.figures import (
 
 TITLES = {"calm": "CALM", "transformer": "Transformer"}
 _COLOURS = {"calm": CALM, "transformer": TRANSFORMER}
+_CHARGED = {"calm": "training_flops_with_autoencoder", "transformer": "training_flops"}
 _MEASURES = {"calm": "nats_per_token", "transformer": "cross_entropy_nats"}
 """What BrierLM is compared with along a training, by its name in a checkpoint."""
 
@@ -58,7 +59,7 @@ def render_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     models = {
-        title: {**brierlm[name], "training_flops": flops["run"][name]["training_flops"], "colour": _COLOURS[name]}
+        title: {**brierlm[name], "training_flops": flops["run"][name][_CHARGED[name]], "colour": _COLOURS[name]}
         for name, title in TITLES.items()
     }
     bounds = _bounds(brierlm["calm"])

@@ -59,3 +59,9 @@ class EvaluationBlocks:
         """
         for starts in self.starts.split(self.batch):
             yield starts, self.tokens.windows(starts, self.context + following)
+
+    def documents(self, starts: Tensor, offsets: Tensor) -> Tensor:
+        """The document of the split at each of ``offsets`` from each of ``starts``, [starts * offsets] int64."""
+        places = (starts[:, None] + offsets).flatten()
+        # document_ends are exclusive: what begins at an end belongs to the next document, hence right=True.
+        return torch.searchsorted(self.tokens.document_ends, places, right=True)

@@ -34,7 +34,7 @@ if name == "last":
     pathlib.Path("results").mkdir(exist_ok=True)
     score = {"calm": {"brierlm": 1.0 * params["value"]}, "transformer": {"brierlm": 2.0}}
     pathlib.Path("results/brierlm.json").write_text(json.dumps(score))
-    run = {"calm": {"training_flops": 1e9 * params["value"]}, "transformer": {"training_flops": 3e9}}
+    run = {"calm": {"training_flops_with_autoencoder": 1e9 * params["value"]}, "transformer": {"training_flops": 3e9}}
     pathlib.Path("results/flops.json").write_text(json.dumps({"run": run}))
     plot = "<svg viewBox='0 0 9 9'><rect width='9' height='9' fill='#00c853'/></svg>"
     pathlib.Path("results/report.html").write_text(f"<p>{plot}</p>")

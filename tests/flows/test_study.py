@@ -178,7 +178,7 @@ def test_tiny_points_through_dvc(server: str, tiny: Path) -> None:
     # Speeds are given, as by an earlier run: the plan does not depend on the machine. They are far too slow, so that
     # the hours are never spent.
     begun = {"digest": base_digest(tiny), "rates": {"transformer": 1e6, "calm": {"4": 1e6}}, "points": []}
-    small: Any = {"folder": str(tiny), "hours": 14.0, "patch_sizes": [4], "widths": [1.0], "smallest_budget": 1e9}
+    small: Any = {"folder": str(tiny), "hours": 20.0, "patch_sizes": [4], "widths": [1.0], "smallest_budget": 1e9}
     flow.write_json(tiny / flow.RECORD, begun)
     (tiny.parent / "fail").write_text("evaluate_transformer")
     points = [Point(**one) for one in study(**small)]

@@ -10,6 +10,7 @@ import torch
 
 from calm_core.evaluation.brier import SCORES
 from calm_core.evaluation.brierlm import evaluate_calm
+from calm_core.evaluation.intervals import estimate_brierlm
 from calm_core.evaluation.scores import (
     Scores,
     estimate_by_place,
@@ -101,8 +102,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_places_of_several_seeds(tmp_path: Path) -> None:
     first = scores_of(tmp_path, 16, 2).places
     better = first.with_columns(pl.col(SCORES) * 0.5 + pl.col("positions") * 0.5)
-    found = estimate_by_place([first, better], 100, draws())
-    alone = [estimate_by_place([one], 100, draws()) for one in (first, better)]
+    whole = estimate_brierlm([Scores(one, {}).documents for one in (first, better)], 100, draws())
+    found = estimate_by_place([first, better], whole, 100, draws())
+    assert found["by_context"][-1]["brierlm_ci95"] == whole.brierlm_ci95  # said once, not drawn again
+    alone = [
+        estimate_by_place([one], estimate_brierlm([Scores(one, {}).documents], 100, draws()), 100, draws())
+        for one in (first, better)
+    ]
     for kind in ("by_position", "by_context"):
         for row, one, other in zip(found[kind], alone[0][kind], alone[1][kind], strict=True):
             assert row["brierlm"] == pytest.approx((one["brierlm"] + other["brierlm"]) / 2)
