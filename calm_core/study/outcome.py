@@ -114,8 +114,7 @@ def _interval(scores: list[float], low: float, high: float, generator: np.random
     mean = float(np.mean(scores))
     if len(scores) == 1:
         return Interval(mean, low, high)
-    # Student's distribution for what seeds do, the normal one for what documents do, as if all seeds met the same ones:
-    # blocks are drawn anew for each seed, so the interval is on the wide side.
+    # Student's distribution for what seeds do, the normal one for what documents do: all seeds meet the same ones.
     seeds = np.std(scores, ddof=1) / np.sqrt(len(scores)) * generator.standard_t(len(scores) - 1, DRAWS)
     documents = (high - low) / (2 * NORMAL_95) * generator.standard_normal(DRAWS)
     return interval(mean, mean + seeds + documents)

@@ -4,8 +4,9 @@ Rules, the same for both models:
 - a budget is FLOPs of the language model's own training, as ``costs/flops.py`` counts them, and sets its steps. The
   autoencoder of a K is trained once, as params.yaml says, and shared by the points of that K; at small budgets it costs
   more than they do, so it is charged on the page, in full, beside the count without it;
-- everything else is params.yaml's: learning rates, optimiser, context, batch. A batch is halved as long as a training
-  would have fewer than ``FEWEST_STEPS`` steps. Warm-up is a share of the steps, and then the rates fall linearly
+- everything else is params.yaml's: optimiser, context, batch, learning rates. A batch is halved as long as a training
+  would have fewer than ``FEWEST_STEPS`` steps, and the rates go with its square root, as the noise of a mean over it
+  does (Malladi et al., 2022, for Adam). Warm-up is a share of the steps, and then the rates fall linearly
   to zero: a whole training for each point, none read off the middle of another;
 - a width scales hidden and intermediate size and the number of heads of both language models alike;
 - a budget at a width is taken for all models or for none: first two decades of budgets at the width of params.yaml,
@@ -16,6 +17,7 @@ budgets by the same command.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -52,8 +54,11 @@ SHORTER_CONTEXTS = 1.5
 OTHER_SPLIT = 1.25
 """Times as many tokens are sampled for the bound of CALM's likelihood, a quarter of them to choose a temperature by."""
 
+RATES = ("learning_rate", "embedding_learning_rate", "muon_learning_rate")
+"""Of params.yaml, which go with the square root of the batch."""
+
 FEWEST_CHECKPOINTS = 3
-"""Of the Transformer: the study reads none of them, and the schema has no fewer."""
+"""Of either model: the study reads none of them, and the schema has no fewer."""
 
 POINT_SECONDS = 30.0
 """A point without its training and the sampling of its evaluation: a copy, the starts of its stages, DVC."""
@@ -210,7 +215,7 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     parts = params.runtime.processes * params.runtime.gradient_accumulation
     while batch // 2 >= parts and batch // 2 % parts == 0 and budget / (batch * per_sequence) < FEWEST_STEPS:
         batch //= 2
-    steps = max(1 if shape.patch_size else FEWEST_CHECKPOINTS, round(budget / (batch * per_sequence)))
+    steps = max(FEWEST_CHECKPOINTS, round(budget / (batch * per_sequence)))
     settings: dict[str, Any] = {
         f"{name}.{key}": getattr(section, key)
         for key in ("hidden_size", "intermediate_size", "heads", "key_value_heads")
@@ -220,10 +225,11 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
         f"{name}.steps": steps,
         f"{name}.warmup_steps": round(WARMUP_SHARE * steps),
         f"{name}.schedule": "linear",
+        f"{name}.checkpoints": FEWEST_CHECKPOINTS,
     }
-    if shape.patch_size is None:
-        settings["transformer.checkpoints"] = FEWEST_CHECKPOINTS
-    else:
+    smaller = math.sqrt(batch / section.batch_sequences)
+    settings |= {f"{name}.{key}": float(f"{smaller * getattr(section, key):.6g}") for key in RATES}
+    if shape.patch_size is not None:
         settings["autoencoder.patch_size"] = shape.patch_size
     settings |= {"evaluation.tokens": EVALUATION_TOKENS, "seed": seed}
     trained = per_sequence * batch * steps

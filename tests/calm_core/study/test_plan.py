@@ -78,6 +78,9 @@ def test_steps_make_the_budget_within_half_a_step(params: Params) -> None:
         assert abs(point.training_flops - point.budget) <= point.training_flops / steps / 2
         batch = int(settings[f"{name}.batch_sequences"])
         assert steps >= FEWEST_STEPS - 1 or batch == 1
+        section = getattr(params, name)
+        rate = float(settings[f"{name}.muon_learning_rate"])
+        assert rate == pytest.approx(section.muon_learning_rate * math.sqrt(batch / section.batch_sequences), rel=1e-5)
         assert point.training_tokens == steps * batch * 256
         assert settings[f"{name}.schedule"] == "linear"
         assert int(settings[f"{name}.warmup_steps"]) == pytest.approx(0.07 * steps, abs=0.5)
