@@ -250,8 +250,9 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(results))
         return
-    low, high = results["brierlm_ci95"]
-    typer.echo(f"BrierLM {results['brierlm']:.2f} [{low:.2f}, {high:.2f}]")
+    interval = results["brierlm_ci95"]
+    told = "[{:.2f}, {:.2f}]".format(*interval) if interval else "(one document: no interval)"
+    typer.echo(f"BrierLM {results['brierlm']:.2f} {told}")
     typer.echo("Brier-1 to Brier-4: " + ", ".join(f"{score:.5f}" for score in results["brier"]))
     if "cross_entropy_nats" in results:
         typer.echo(f"cross entropy {results['cross_entropy_nats']:.3f} nats a token")

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
-from calm_core.evaluation.brier import by_document
+from calm_core.corpus.groups import read_groups
+from calm_core.evaluation.brier import by_document, with_groups
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.evaluation.correlation import correlation
 from calm_core.evaluation.intervals import estimate_brierlm
@@ -25,7 +28,7 @@ from stages.runner.places import RUN, Places
 from stages.runner.run import run_repeatable_stage
 
 STAGE = "correlate_brierlm"
-TOKENS = Path("data/tokens")
+TOKENS, GROUPS = Path("data/tokens"), Path("data/groups.parquet")
 
 SAMPLES_OF_TRANSFORMER, SAMPLES_OF_CALM = 1, 6
 """A position, for BrierLM. Of the Transformer, whose accuracy term is exact, positions are worth more than samples; of
@@ -93,11 +96,13 @@ def _checkpoints(
     params: Params, folder: Path, measure: str, score: Callable[[Path], tuple[Any, float]]
 ) -> list[dict[str, Any]]:
     """A row for each checkpoint in ``folder``; ``score`` gives sums of Brier scores, and ``measure`` of likelihood."""
+    split = params.evaluation.split
+    groups = torch.from_numpy(read_groups(GROUPS, split, len(TokenStream(TOKENS, split).document_ends)))
     rows = []
     for checkpoint in sorted(folder.iterdir()):
         sums, nats = score(checkpoint)
         draws = generator(params.seed, STAGE, "bootstrap")
-        found = estimate_brierlm([by_document(sums)], params.evaluation.bootstrap_resamples, draws)
+        found = estimate_brierlm([by_document(with_groups(sums, groups))], params.evaluation.bootstrap_resamples, draws)
         rows.append(
             {
                 "step": int(checkpoint.name.removeprefix("step-")),

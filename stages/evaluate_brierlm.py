@@ -30,19 +30,30 @@ def main(params: Params) -> None:
             **estimate._asdict(),
             **{key: value for key, value in means.items() if key not in estimate._fields},
             **by_place,
+            **_temperatures([one.summary for one in of_seeds]),
             "seeds": list(seeds),
             "brierlm_of_seeds": [one.summary["brierlm"] for one in of_seeds],
         }
-        low, high = estimate.brierlm_ci95
-        print(f"{model}: BrierLM {estimate.brierlm:.2f} [{low:.2f}, {high:.2f}] over {estimate.positions:,} positions")
+        told = _told(estimate.brierlm_ci95)
+        print(f"{model}: BrierLM {estimate.brierlm:.2f}{told} over {estimate.positions:,} positions")
     calm, transformer = ([one.documents for one in scores[model]] for model in MODELS)
     difference = estimate_difference(calm, transformer, resamples, generator(params.seed, STAGE, "difference"))
     write_json(Path("results/brierlm.json"), {**results, "calm_minus_transformer": difference._asdict()})
-    low, high = difference.difference_ci95
+    chance = "" if difference.p is None else f", p {difference.p:.3g}"
     print(
-        f"CALM - Transformer: {difference.difference:.2f} [{low:.2f}, {high:.2f}], p {difference.p:.3g}, "
+        f"CALM - Transformer: {difference.difference:.2f}{_told(difference.difference_ci95)}{chance}, "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     )
+
+
+def _temperatures(summaries: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Of CALM's decoder, that of each seed: no model has their mean."""
+    key = "decoder_temperature"
+    return {key: [one[key] for one in summaries]} if key in summaries[0] else {}
+
+
+def _told(interval: list[float] | None) -> str:
+    return " [{:.2f}, {:.2f}]".format(*interval) if interval else ""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from calm_core.calm.folder import load_calm
+from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brierlm import evaluate_calm
 from calm_core.evaluation.likelihood import (
     SAMPLES,
@@ -12,6 +15,7 @@ from calm_core.evaluation.likelihood import (
     best_temperature,
     calm_surprise,
     described_bound,
+    grouped,
     likelihood_blocks,
     scored_bytes,
 )
@@ -28,6 +32,7 @@ from stages.runner.places import RUN, Places
 from stages.runner.run import run_repeatable_stage
 
 STAGE, TOKENS = "evaluate_calm", Path("data/tokens")
+GROUPS = Path("data/groups.parquet")
 
 CHOOSING = "validation"
 """The split on which the temperature of the decoder's softmax is chosen."""
@@ -46,11 +51,12 @@ def main(params: Params, places: Places = RUN) -> None:
     model.to(device)
     autoencoder.to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.calm.context_tokens
+    groups = torch.from_numpy(read_groups(GROUPS, settings.split, len(tokens.document_ends)))
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
     score = partial(evaluate_calm, model, autoencoder, samples=settings.samples)
     draws = generator(params.seed, STAGE, "bootstrap")
     patch_size = model.config.patch_size
-    found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
+    found = score_places(score, blocks, patch_size, settings.split, groups, settings.bootstrap_resamples, draws)
     some = likelihood_blocks(blocks, settings.likelihood_tokens)
     bounds = calm_surprise(model, autoencoder, some)
 
@@ -62,7 +68,7 @@ def main(params: Params, places: Places = RUN) -> None:
         return calm_surprise(model, autoencoder, fewer, SAMPLES[-1:])
 
     text_bytes = scored_bytes(load_tokenizer(folder / TOKENIZER), some, patch_size)
-    likelihood = described_bound(bounds, best_temperature(choosing()), text_bytes)
+    likelihood = described_bound(grouped(bounds, groups), best_temperature(choosing()), text_bytes)
     write_scores(places.scores("calm"), found._replace(summary={**found.summary, **likelihood}))
 
 

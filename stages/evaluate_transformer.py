@@ -3,9 +3,13 @@
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
 from calm_core.evaluation.likelihood import (
     described,
+    grouped,
     likelihood,
     likelihood_blocks,
     scored_bytes,
@@ -26,6 +30,7 @@ from stages.runner.places import RUN, Places
 from stages.runner.run import run_repeatable_stage
 
 STAGE, TOKENS = "evaluate_transformer", Path("data/tokens")
+GROUPS = Path("data/groups.parquet")
 
 
 def main(params: Params, places: Places = RUN) -> None:
@@ -36,13 +41,14 @@ def main(params: Params, places: Places = RUN) -> None:
     require_tokenizer_of(folder, TOKENS)
     model = load_model(Transformer, folder).to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.transformer.context_tokens
+    groups = torch.from_numpy(read_groups(GROUPS, settings.split, len(tokens.document_ends)))
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
     patch_size, draws = params.autoencoder.patch_size, generator(params.seed, STAGE, "bootstrap")
     score = partial(evaluate_transformer, model, patch_size=patch_size, samples=settings.samples)
-    found = score_places(score, blocks, patch_size, settings.split, settings.bootstrap_resamples, draws)
+    found = score_places(score, blocks, patch_size, settings.split, groups, settings.bootstrap_resamples, draws)
     # The tokens that the bound of a CALM is of; the cross entropy is of all.
     some = likelihood_blocks(blocks, settings.likelihood_tokens)
-    surprise = transformer_surprise(model, some, patch_size)
+    surprise = grouped(transformer_surprise(model, some, patch_size), groups)
     text_bytes = scored_bytes(load_tokenizer(folder / TOKENIZER), some, patch_size)
     more = {
         "cross_entropy_nats": cross_entropy(model, blocks),

@@ -1,4 +1,4 @@
-"""Stage tokenise: the corpus -> data/tokens."""
+"""Stage tokenise: the corpus -> data/tokens, and data/groups.parquet: which held-out documents belong together."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ def main(params: Params) -> None:
     """Write tokenizer, token shards and their description."""
     kept = FinishedFiles(folder_of("tokenise", params, _inputs(params)).absolute(), "tokenise")
     with whole_directory(Path("data/tokens").absolute()) as folder, in_users_tree():
-        splits = tokenise(params, folder, kept)["splits"]
+        splits = tokenise(params, folder, kept, Path("data/groups.parquet").absolute())["splits"]
     mark_finished(kept.folder)
     for split, counts in splits.items():
         print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{_seen(counts)}")

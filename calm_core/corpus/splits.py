@@ -18,12 +18,22 @@ HELD_OUT = SPLITS[1:]
 
 
 def split_of(group: str, validation_percent: float, test_percent: float) -> str:
-    """The split of the documents of ``group``: its SHA-256 is read as a fraction.
+    """The split of the documents of ``group``: its number is read as a fraction.
 
     Validation has the fractions below ``validation_percent``, test the last ``test_percent``, training those between.
     """
+    return split_of_number(group_number(group), validation_percent, test_percent)
+
+
+def group_number(group: str) -> int:
+    """The first 64 bits of the SHA-256 of ``group``: its split, and its name in data/groups.parquet."""
     # surrogatepass: JSON may hold lone surrogates, which plain UTF-8 refuses.
-    fraction = int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def split_of_number(number: int, validation_percent: float, test_percent: float) -> str:
+    """``split_of`` the group that has this ``group_number``."""
+    fraction = number / 2**64
     if fraction < validation_percent / 100:
         return "validation"
     return "test" if fraction >= 1 - test_percent / 100 else "train"

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 
 from calm_core.corpus.decontamination import NGRAM_TOKENS, describe_seen, seen_in_training, write_documents
 from calm_core.corpus.documents import Document, Documents, Mark, Place, describe
+from calm_core.corpus.groups import write_groups
 from calm_core.corpus.plain_text import count_units
-from calm_core.corpus.splits import HELD_OUT, SPLITS, split_of
+from calm_core.corpus.splits import HELD_OUT, SPLITS, group_number, split_of, split_of_number
 from calm_core.corpus.text_files import file_format, source_files
 from calm_core.errors import CalmError
 from calm_core.params import CorpusParams, Params
@@ -45,11 +46,13 @@ MOST_COUNTED = 100_000
 """Lines that are counted for a message."""
 
 
-def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) -> dict[str, Any]:
+def tokenise(
+    params: Params, folder: Path, kept: FinishedFiles | None = None, groups: Path | None = None
+) -> dict[str, Any]:
     """Write tokenizer.json, the shards of all splits and description.json into ``folder``; returns the description.
 
-    Resumes from what an interrupted call with the same corpus and params left in ``kept``; the result is the same,
-    byte for byte.
+    To ``groups``, if it is given, goes which group each held-out document is of (``groups.py``). Resumes from what an
+    interrupted call with the same corpus and params left in ``kept``; the result is the same, byte for byte.
 
     Raises:
         CalmError: the corpus cannot be read, leaves a split without a document, or has too few tokens in a held-out
@@ -58,7 +61,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
     _require_several_documents(params.corpus)
     if kept is None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            return tokenise(params, folder, FinishedFiles(Path(scratch), "tokenise"))
+            return tokenise(params, folder, FinishedFiles(Path(scratch), "tokenise"), groups)
     digest = kept.find(TOKENIZER)
     done = _done(kept, digest)
     if digest is None:
@@ -74,7 +77,7 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
     _require_documents(params.corpus, done.counts)
     for name, of_file in ({TOKENIZER: digest} | done.sha256["train"]).items():
         kept.put(name, of_file, folder)
-    held_out = _put_held_out(params, done, vocabulary_size_of(tokenizer), kept, folder)
+    held_out, of_documents = _put_held_out(params, done, vocabulary_size_of(tokenizer), kept, folder)
     description = {
         **describe(params.corpus),
         "vocabulary_size": vocabulary_size_of(tokenizer),
@@ -83,17 +86,20 @@ def tokenise(params: Params, folder: Path, kept: FinishedFiles | None = None) ->
         "splits": {"train": {**done.counts["train"]._asdict(), "sha256": done.sha256["train"]}, **held_out},
     }
     write_json(folder / DESCRIPTION, description)
+    if groups is not None:
+        write_groups(groups, of_documents)
     return description
 
 
 def _put_held_out(
     params: Params, done: "_Done", vocabulary_size: int, kept: FinishedFiles, folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Put the held-out splits beside training's in ``folder``; returns what the description says of each.
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Put the held-out splits beside training's in ``folder``; returns what the description says of each, and groups.
 
     Where ``corpus.deduplicate``, those of their documents are left out that training has mostly seen.
     """
     described: dict[str, dict[str, Any]] = {}
+    groups: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for split in HELD_OUT:
             for name, digest in done.sha256[split].items():
@@ -112,7 +118,8 @@ def _put_held_out(
                 digests = {path.name: sha256(path) for path in paths}
             figures = describe_seen(seen, seen.of(stays))
             described[split] = {**counts._asdict(), "seen_in_training": figures, "sha256": digests}
-    return described
+            groups[split] = done.groups[split][stays]
+    return described, groups
 
 
 def _require_block(params: Params, split: str, done: "_Done", lengths: np.ndarray, stays: np.ndarray) -> "_Counts":
@@ -193,25 +200,31 @@ class _Done(NamedTuple):
     """Of each shard by its name, in each split."""
     characters: dict[str, np.ndarray]
     """Of each document of the held-out splits, [documents] int64."""
+    groups: dict[str, np.ndarray]
+    """``splits.group_number`` of each, [documents] uint64."""
 
 
 class _Texts:
-    """The texts of ``documents`` to encode, and their splits; ``source`` gives the place of each, to resume at."""
+    """The texts of ``documents`` to encode, and their groups; ``source`` gives the place of each, to resume at."""
 
     def __init__(self, source: Documents, documents: Iterator[Document], corpus: CorpusParams) -> None:
         self.source = source
         self._documents, self._corpus = documents, corpus
         # Reading runs ahead of encoding by some batches.
-        self._splits = deque[int]()
+        self._groups = deque[int]()
 
     def __iter__(self) -> Iterator[str]:
         for document in self._documents:
-            self._splits.append(SPLITS.index(_split(document, self._corpus)))
+            self._groups.append(group_number(document.group))
             yield document.text
 
-    def splits(self, count: int) -> np.ndarray:
-        """The splits of the next ``count`` texts, as numbers of ``SPLITS``, [count] uint8; each is told once."""
-        return np.fromiter((self._splits.popleft() for _ in range(count)), np.uint8, count)
+    def groups(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the groups of the next ``count`` texts, [count] uint64, and their splits, [count] uint8, as
+        numbers of ``SPLITS``; each is told once."""
+        numbers = [self._groups.popleft() for _ in range(count)]
+        percents = self._corpus.validation_percent, self._corpus.test_percent
+        splits = [SPLITS.index(split_of_number(number, *percents)) for number in numbers]
+        return np.array(numbers, np.uint64), np.array(splits, np.uint8)
 
 
 def _split(document: Document, corpus: CorpusParams) -> str:
@@ -222,11 +235,13 @@ def _done(kept: FinishedFiles, tokenizer_digest: str | None) -> _Done:
     """The state after the longest run of intact stretches, from the beginning, that this tokenizer encoded."""
     no_shards = {split: dict[str, str]() for split in SPLITS}
     no_characters = dict.fromkeys(HELD_OUT, np.empty(0, np.int64))
-    done = _Done(0, Place(), dict.fromkeys(SPLITS, _Counts()), no_shards, no_characters)
+    no_groups = dict.fromkeys(HELD_OUT, np.empty(0, np.uint64))
+    done = _Done(0, Place(), dict.fromkeys(SPLITS, _Counts()), no_shards, no_characters, no_groups)
     while tokenizer_digest and (digest := kept.find(_record_name(done.stretches))):
         record = json.loads(kept.read_bytes(_record_name(done.stretches), digest))
         shards = {name: digest for names in record["sha256"].values() for name, digest in names.items()}
-        if record["tokenizer"] != tokenizer_digest or any(kept.find(name) != shards[name] for name in shards):
+        of_now = record["tokenizer"] == tokenizer_digest and "groups" in record  # which earlier code did not keep
+        if not of_now or any(kept.find(name) != shards[name] for name in shards):
             break
         documents, mark = record["place"]
         done = _Done(
@@ -238,6 +253,7 @@ def _done(kept: FinishedFiles, tokenizer_digest: str | None) -> _Done:
                 split: np.append(done.characters[split], np.array(record["characters"][split], int))
                 for split in HELD_OUT
             },
+            {split: np.append(done.groups[split], np.array(record["groups"][split], np.uint64)) for split in HELD_OUT},
         )
     return done
 
@@ -281,7 +297,7 @@ def _encode(tokenizer: Tokenizer, tokenizer_digest: str, texts: _Texts, done: _D
                 kept.tell(told)
             characters = np.array([len(text) for text in batch.texts])
             # A batch may hold the ends of several stretches.
-            rest = _SplitDocuments(batch.token_ids, batch.lengths, characters, texts.splits(len(batch.texts)))
+            rest = _SplitDocuments(batch.token_ids, batch.lengths, characters, *texts.groups(len(batch.texts)))
             while len(rest.lengths):
                 count, filled = splits.documents_of_stretch(rest)
                 splits.write(rest.first(count))
@@ -300,13 +316,14 @@ def _keep_stretch(
 ) -> _Done:
     """End the stretch before ``place``: keep its shards and the record of them."""
     digests = {split: {path.name: kept.keep(path) for path in paths} for split, paths in splits.finish().items()}
-    counts, characters = splits.counts(), splits.characters()
+    counts, (characters, groups) = splits.counts(), splits.of_documents()
     record = {
         "tokenizer": tokenizer_digest,
         "place": place,
         "counts": {split: counts[split]._asdict() for split in SPLITS},
         "sha256": digests,
         "characters": {split: characters[split].tolist() for split in HELD_OUT},
+        "groups": {split: groups[split].tolist() for split in HELD_OUT},
     }
     # The record is the commit: written last, after all that it names.
     path = scratch / _record_name(done.stretches)
@@ -318,6 +335,7 @@ def _keep_stretch(
         counts,
         {split: done.sha256[split] | digests[split] for split in SPLITS},
         {split: np.append(done.characters[split], characters[split]) for split in HELD_OUT},
+        {split: np.append(done.groups[split], groups[split]) for split in HELD_OUT},
     )
 
 
@@ -327,6 +345,7 @@ class _SplitDocuments(NamedTuple):
     token_ids: np.ndarray
     lengths: np.ndarray
     characters: np.ndarray
+    groups: np.ndarray
     splits: np.ndarray
     """As numbers of ``SPLITS``."""
 
@@ -354,7 +373,7 @@ class _SplitWriters:
             shards, counts = len(done.sha256[split]), done.counts[split]
             self._writers[split] = TokenWriter(folder, split, vocabulary_size, shards, counts.documents, counts.tokens)
         self._characters = {split: done.counts[split].characters for split in SPLITS}
-        self._of_documents: dict[str, list[np.ndarray]] = {split: [] for split in HELD_OUT}
+        self._of_documents = _nothing_yet()
 
     def documents_of_stretch(self, documents: _SplitDocuments) -> tuple[int, bool]:
         """How many of ``documents`` belong to this stretch, and whether it ends there, as the last fills a shard."""
@@ -375,7 +394,10 @@ class _SplitWriters:
             writer.write_documents(documents.token_ids[of_split], documents.lengths[here])
             self._characters[split] += int(documents.characters[here].sum())
             if split in HELD_OUT:
-                self._of_documents[split].append(documents.characters[here])
+                for column, values in zip(
+                    self._of_documents[split], (documents.characters, documents.groups), strict=True
+                ):
+                    column.append(values[here])
 
     def finish(self) -> dict[str, list[Path]]:
         """End the shards of all splits, full or not; returns the new ones of each, none where it got no document."""
@@ -392,12 +414,17 @@ class _SplitWriters:
             for split, writer in self._writers.items()
         }
 
-    def characters(self) -> dict[str, np.ndarray]:
-        """Of each document of the held-out splits since the last call, [documents] int64."""
-        none = np.empty(0, np.int64)
-        told = {split: np.concatenate([none, *counted]) for split, counted in self._of_documents.items()}
-        self._of_documents = {split: [] for split in HELD_OUT}
-        return told
+    def of_documents(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Characters, int64, and groups, uint64, of each document of the held-out splits since the last call."""
+        of_documents, self._of_documents = self._of_documents, _nothing_yet()
+        characters = {split: np.concatenate([np.empty(0, np.int64), *of[0]]) for split, of in of_documents.items()}
+        groups = {split: np.concatenate([np.empty(0, np.uint64), *of[1]]) for split, of in of_documents.items()}
+        return characters, groups
+
+
+def _nothing_yet() -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Characters and groups of the documents of each held-out split: of none so far."""
+    return {split: ([], []) for split in HELD_OUT}
 
 
 def _beginning(documents: Iterator[Document], limit: int, corpus: CorpusParams) -> list[Document]:

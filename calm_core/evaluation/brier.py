@@ -7,7 +7,8 @@ Brier-n takes the next n tokens as one symbol; BrierLM is 100 times the geometri
 Notable:
 - S samples a position give a U-statistic over all S (S - 1) / 2 pairs; two are the paper's estimator;
 - a model with exact probabilities needs sampling only for the prefixes of the collision term;
-- scores are summed by document: intervals (intervals.py) resample documents, as positions of one are not independent;
+- scores are summed by document: intervals (intervals.py) resample documents, as positions of one are not independent,
+  or groups of documents, where they resemble each other;
 - and by eighth of the block, since a position knows what stands before it in its block, and no more.
 """
 
@@ -20,6 +21,9 @@ from torch import Tensor
 from calm_core.tokens.blocks import MAX_TOKENS
 
 SCORES = [f"brier_{n}" for n in range(1, MAX_TOKENS + 1)]
+
+GROUP = "group"
+"""The column that says which documents belong together; intervals are over what it tells apart."""
 
 PARTS = 8
 """Equal parts of a block by which scores are told apart, eighths."""
@@ -96,8 +100,14 @@ def per_document(document: Tensor, eighth: Tensor, scores: Tensor) -> pl.DataFra
 
 
 def by_document(frame: pl.DataFrame) -> pl.DataFrame:
-    """``frame``, as ``per_document`` gives it, summed over the eighths: a row a document."""
-    return frame.group_by("document").agg(pl.col("positions", *SCORES).sum()).sort("document")
+    """``frame``, as ``per_document`` gives it, summed over the eighths: a row a document; its group stays, if named."""
+    keys = [name for name in ("document", GROUP) if name in frame.columns]
+    return frame.group_by(keys).agg(pl.col("positions", *SCORES).sum()).sort("document")
+
+
+def with_groups(frame: pl.DataFrame, groups: Tensor) -> pl.DataFrame:
+    """``frame`` with the group of each of its documents, out of ``groups`` [documents] int64 of the whole split."""
+    return frame.with_columns(pl.Series(GROUP, groups.numpy()[frame["document"].to_numpy()]))
 
 
 def eighth_of(tokens_before: Tensor, context: int) -> Tensor:

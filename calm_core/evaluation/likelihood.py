@@ -13,7 +13,7 @@ Notable:
 - both kinds are scored on the same tokens, each once: those of a block but for its first patch, which nothing predicts;
 - bits a byte do not depend on the tokenizer, as long as nobody counts the bytes of end-of-text tokens, which the text
   does not have;
-- intervals are over documents, as positions of one are not independent.
+- intervals are over documents, or groups of them, as positions of one are not independent.
 """
 
 import math
@@ -54,19 +54,27 @@ class Surprise(NamedTuple):
     """-log p of the scored tokens."""
 
     document: Tensor
-    """[pieces] int64, which document of the split each piece of text begins in."""
+    """[pieces] int64, which document of the split each piece of text begins in; or which group, see ``grouped``."""
     tokens: Tensor
     """[pieces] int64, how many tokens it has."""
     nats: Tensor
     """[..., pieces] float64; of a CALM [temperatures, samples, pieces]."""
 
 
+def grouped(surprise: Surprise, groups: Tensor) -> Surprise:
+    """``surprise`` by groups of documents, over which intervals then are; ``groups`` is that of each, [documents]."""
+    return surprise._replace(document=groups[surprise.document])
+
+
 class Likelihood(NamedTuple):
     """Means of a ``Surprise``; a bound from above where that is one."""
 
     nats_per_token: float
-    nats_per_token_ci95: list[float]
+    nats_per_token_ci95: list[float] | None
+    """None where all is of one document or group."""
     bits_per_byte: float
+    bits_per_byte_ci95: list[float] | None
+    """That of nats a token, in other units."""
 
 
 def likelihood_blocks(blocks: EvaluationBlocks, tokens: int) -> EvaluationBlocks:
@@ -169,11 +177,14 @@ def likelihood(surprise: Surprise, text_bytes: int) -> Likelihood:
     tokens, nats = by_document(surprise.tokens), by_document(surprise.nats)
     tokens, nats = tokens[tokens > 0], nats[tokens > 0]
     mean, documents = float(nats.sum() / tokens.sum()), len(tokens)
-    half = 0.0
-    if documents > 1:
-        spread = (nats - mean * tokens).square().sum() * documents / (documents - 1)
-        half = half_width(float(spread.sqrt() / tokens.sum()), documents - 1)
-    return Likelihood(mean, [mean - half, mean + half], float(nats.sum()) / (text_bytes * math.log(2)))
+    bits = float(nats.sum()) / (text_bytes * math.log(2))
+    if documents == 1:
+        return Likelihood(mean, None, bits, None)
+    spread = (nats - mean * tokens).square().sum() * documents / (documents - 1)
+    half = half_width(float(spread.sqrt() / tokens.sum()), documents - 1)
+    # A certain model has no nats, and no spread either.
+    ends = [1 - half / mean, 1 + half / mean] if mean else [1.0, 1.0]
+    return Likelihood(mean, [mean - half, mean + half], bits, [end * bits for end in ends])
 
 
 def scored_bytes(tokenizer: Tokenizer, blocks: EvaluationBlocks, patch_size: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 
-from calm_core.evaluation.brier import by_document, tokens_before
+from calm_core.evaluation.brier import by_document, tokens_before, with_groups
 from calm_core.evaluation.intervals import BrierLM, estimate_brierlm
 from calm_core.storage.atomic import write_bytes
 from calm_core.storage.json_io import read_json, write_json
@@ -45,16 +45,18 @@ def score_places(
     blocks: EvaluationBlocks,
     patch_size: int,
     split: str,
+    groups: torch.Tensor,
     resamples: int,
     generator: torch.Generator,
 ) -> Scores:
-    """BrierLM of one model on ``blocks``, which are cut from ``split``, and by place; intervals are over documents.
+    """BrierLM of one model on ``blocks``, which are cut from ``split``, and by place.
 
+    Intervals are over ``groups`` [documents] int64, which group each document of the split is of.
     ``score`` gives the frame of any blocks, as ``brier.per_document`` does.
     """
     every = [*_shorter(blocks, patch_size), blocks]
     context = pl.lit(0, pl.Int64).alias("context_tokens")
-    frames = [score(one).select(context + one.context, pl.all()) for one in every]
+    frames = [with_groups(score(one), groups).select(context + one.context, pl.all()) for one in every]
     places = pl.concat(frames)
     whole = estimate_brierlm([by_document(frames[-1])], resamples, generator)
     found = {

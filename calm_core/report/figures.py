@@ -41,8 +41,8 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         for name, model in models.items():
             # The interval as a line with two dashes as ends, and the point on it.
-            low, high = model["brierlm_ci95"]
             score, flops = model["brierlm"], model["training_flops"]
+            low, high = model["brierlm_ci95"] or [score, score]
             axes.plot([flops, flops], [low, high], color=model["colour"], marker="_", markersize=10, linewidth=2)
             axes.plot(flops, score, color=model["colour"], marker="o", markersize=7)
             axes.annotate(
@@ -81,7 +81,8 @@ def brierlm_against_likelihood(panels: dict[str, dict[str, Any]]) -> str:
                     scores = [row[score] for row in checkpoints]
                     axes.plot(nats, scores, color=colour, marker="osD^v"[number % 5], markersize=5, linewidth=1)
                 for row in checkpoints:
-                    above.plot([row[measure]] * 2, row["brierlm_ci95"], color=colour, linewidth=1, alpha=0.4)
+                    ends = row["brierlm_ci95"] or [row["brierlm"]] * 2
+                    above.plot([row[measure]] * 2, ends, color=colour, linewidth=1, alpha=0.4)
             first = panel["runs"][0]
             for row in (first[0], first[-1]):
                 place = (row[measure], row["brier_1"])
@@ -182,7 +183,7 @@ def _with_intervals(axes: Axes, places: list[float], rows: list[dict[str, Any]],
         places, [row["brierlm"] for row in rows], color=colour, marker="o", markersize=5, linewidth=1.4, label=name
     )
     for place, row in zip(places, rows, strict=True):
-        axes.plot([place, place], row["brierlm_ci95"], color=colour, linewidth=1, alpha=0.5)
+        axes.plot([place, place], row["brierlm_ci95"] or [row["brierlm"]] * 2, color=colour, linewidth=1, alpha=0.5)
 
 
 def _line(axes: Axes, table: pl.DataFrame, colour: str, title: str, label: str = "", ylabel: str = "") -> None:

@@ -91,14 +91,21 @@ def render_report(
         machine=machine,
         titles=TITLES,
         interval=_interval,
+        groups=_groups,
         correlated=_figure,
         with_error=_with_error,
     )
 
 
 def _interval(result: dict[str, Any]) -> str:
-    low, high = result["brierlm_ci95"]
-    return f"[{low:.2f}, {high:.2f}]"
+    return "[{:.2f}, {:.2f}]".format(*result["brierlm_ci95"]) if result["brierlm_ci95"] else "unknown"
+
+
+def _groups(result: dict[str, Any]) -> str:
+    """What intervals are over: so many held-out documents or, where the splits keep some together, groups of them."""
+    documents, groups = result["documents"], result["groups"]
+    told = f"{documents:,} held-out documents"
+    return told if groups == documents else f"{groups:,} groups of {told}"
 
 
 def _place_rows(models: dict[str, dict[str, Any]], kind: str, key: str) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ REPETITIONS = {name: stage["do"] for name, stage in ALL.items() if "foreach" in 
 REFUSING = {"calm_core/errors.py", "calm_core/nn/__init__.py", "calm_core/nn/limits.py", "calm_core/params.py"}
 """Code that every stage imports and none but check_params has to declare: it stops a run or changes nothing of it."""
 
-SHARED = ("data/tokens", "data/transformer_steps.json")
-"""What the trainings of all seeds read."""
+SHARED = ("data/tokens", "data/groups.parquet", "data/transformer_steps.json")
+"""What the stages of all seeds read."""
 
 
 @pytest.fixture(scope="module")

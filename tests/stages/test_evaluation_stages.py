@@ -13,6 +13,7 @@ import scipy.stats
 import yaml
 from tokenizers import Tokenizer, decoders, models
 
+from calm_core.corpus.groups import write_groups
 from calm_core.errors import CalmError
 from calm_core.params import Params, parse_params
 from calm_core.storage.checksum import sha256
@@ -44,6 +45,8 @@ TEXT = chain_text(walk(SIZE, 1), LENGTHS, 0.93, seed=9)
 TEXT_TO_CHOOSE_ON = chain_text(walk(SIZE, 1), LENGTHS, 0.1, seed=10)
 """Of the validation split: most of it is noise, so that a decoder that is less sure is better."""
 LIMIT, CHECKPOINT_LIMIT, LIKELIHOOD_LIMIT = 401, 250, 300
+GROUPS = np.arange(len(LENGTHS)) // 4
+"""Four documents each."""
 LENGTHS_OF_TOKENS = [0, 2, 1, 1]
 """In bytes; the first is the end of texts."""
 
@@ -66,6 +69,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     TEXT_TO_CHOOSE_ON.write(tokens, "validation", SIZE, documents_a_shard=5)
     tokenizer().save(str(tokens / "tokenizer.json"))
     write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
+    write_groups(Path("data/groups.parquet"), dict.fromkeys(("validation", "test"), GROUPS.astype(np.uint64)))
     values: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     values["runtime"]["threads"] = 1
     values["autoencoder"]["patch_size"] = PATCH_SIZE
@@ -113,13 +117,17 @@ def brierlm(brier: np.ndarray) -> float:
 
 
 def assert_interval(interval: list[float], wanted: Expected) -> None:
-    """Near that of a bootstrap over documents by another generator; one over positions lies 5 % away."""
-    sums, positions = wanted.mean, np.array(wanted.positions)
+    """Near that of a bootstrap over groups by another generator; one over documents or positions lies farther away."""
+    every, group = np.unique(GROUPS[wanted.document], return_inverse=True)
+    sums, positions = np.zeros((len(every), 4)), np.zeros(len(every))
+    np.add.at(sums, group, wanted.mean)
+    np.add.at(positions, group, wanted.positions)
     draws = np.random.default_rng(0).integers(len(positions), size=(4000, len(positions)))
     brier = sums[draws].sum(axis=1) / positions[draws].sum(axis=1)[:, None]
     resampled = 100 * np.prod(np.maximum(brier, 0), axis=1) ** 0.25
     middle = brierlm(sums.sum(axis=0) / positions.sum())
-    half_width = scipy.stats.t(len(positions) - 1).ppf(0.975) * resampled.std()
+    error = resampled.std() * math.sqrt(len(positions) / (len(positions) - 1))
+    half_width = scipy.stats.t(positions.sum() ** 2 / (positions**2).sum() - 1).ppf(0.975) * error
     assert interval == pytest.approx([middle - half_width, middle + half_width], rel=0.03)
 
 
@@ -136,18 +144,23 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert difference["difference"] == pytest.approx(found["calm"]["brierlm"] - found["transformer"]["brierlm"])
     low, high = difference["difference_ci95"]
     assert low < difference["difference"] < high
-    score = ["brierlm", "brierlm_ci95", "brier", "positions", "documents"]
+    score = ["brierlm", "brierlm_ci95", "brier", "positions", "documents", "groups"]
     by_place = ["by_position", "by_context"]
-    likelihood = ["nats_per_token", "nats_per_token_ci95", "bits_per_byte", "likelihood_tokens", "likelihood_bytes"]
+    likelihood = [f"{measure}{end}" for measure in ("nats_per_token", "bits_per_byte") for end in ("", "_ci95")]
+    likelihood += ["likelihood_tokens", "likelihood_bytes"]
     where = ["split", "context_tokens", "stride_tokens", "blocks"]
     bounds = ["decoder_temperature", "likelihood_bound"]
     seeds = ["seeds", "brierlm_of_seeds"]
     assert list(found["calm"]) == [*score, *where, *by_place, *likelihood, *bounds, *seeds]
     assert list(found["transformer"]) == [*score, *where, *by_place, "cross_entropy_nats", *likelihood, *seeds]
     assert found["calm"]["seeds"] == [params.seed]
+    assert found["calm"]["decoder_temperature"] == [
+        json.loads(Path("results/scores/calm.json").read_text())["decoder_temperature"]
+    ]
 
     wanted, transformer = of_walk(2, LIMIT), found["transformer"]
     assert (transformer["positions"], transformer["documents"]) == (sum(wanted.positions), len(wanted.document))
+    assert transformer["groups"] == len(set(GROUPS[wanted.document]))
     assert transformer["positions"] == (LIMIT - 4) // 12 * 6
     assert (transformer["split"], transformer["context_tokens"], transformer["blocks"]) == ("test", 12, 33)
     brier = wanted.mean.sum(axis=0) / sum(wanted.positions)

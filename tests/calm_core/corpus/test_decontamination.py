@@ -11,6 +11,7 @@ import pytest
 
 from calm_core.corpus import documents as corpus_module
 from calm_core.corpus.decontamination import seen_in_training
+from calm_core.corpus.groups import read_groups
 from calm_core.corpus.splits import HELD_OUT, SPLITS, split_of
 from calm_core.corpus.tokenise import tokenise
 from calm_core.errors import CalmError
@@ -94,13 +95,15 @@ def test_a_corpus_without_what_training_has_seen(
     monkeypatch.setattr("calm_core.tokens.shards.SHARD_TOKENS", 3000)
     params, rows = planted(smoke, tmp_path)
     (tmp_path / "tokens").mkdir()
-    description = tokenise(params, tmp_path / "tokens")
+    description = tokenise(params, tmp_path / "tokens", groups=tmp_path / "groups.parquet")
     tokenizer = load_tokenizer(tmp_path / "tokens")
     end = end_of_text_id(tokenizer)
     encoded: dict[str, list[tuple[str, list[int]]]] = {split: [] for split in SPLITS}
+    sites: dict[str, list[str]] = {split: [] for split in SPLITS}
     for row in rows:
         token_ids = [*tokenizer.encode(row["text"]).ids, end]
         encoded[split_of(row["site"], 20.0, 20.0)].append((row["text"], token_ids))
+        sites[split_of(row["site"], 20.0, 20.0)].append(row["site"])
     assert read(tmp_path / "tokens", "train") == [token_ids for _, token_ids in encoded["train"]]
     train = set(tuples([token_ids for _, token_ids in encoded["train"]], 8))
     for split in HELD_OUT:
@@ -109,6 +112,12 @@ def test_a_corpus_without_what_training_has_seen(
         left = list(itertools.compress(encoded[split], stays))
         assert len(left) < len(encoded[split]) - 10
         assert read(tmp_path / "tokens", split) == [token_ids for _, token_ids in left]
+        groups = read_groups(tmp_path / "groups.parquet", split, len(left)).tolist()
+        pairs = set(zip(groups, itertools.compress(sites[split], stays), strict=True))
+        assert {group for group, _ in pairs} == set(range(len(pairs)))
+        assert len({site for _, site in pairs}) == len(pairs) > 1
+        with pytest.raises(CalmError, match=rf"is of {len(left)} documents of {split}, which has 3; run `dvc repro`"):
+            read_groups(tmp_path / "groups.parquet", split, 3)
         told = description["splits"][split]
         assert (told["documents"], told["characters"]) == (len(left), sum(len(text) for text, _ in left))
         assert told["tokens"] == sum(len(token_ids) for _, token_ids in left)
@@ -147,8 +156,9 @@ def test_a_stage_that_was_broken_off_drops_the_same(
 
     def run(name: str) -> dict[str, bytes]:
         (tmp_path / name).mkdir(exist_ok=True)
-        tokenise(params, tmp_path / name, None if name == "whole" else FinishedFiles(tmp_path / "kept", "test"))
-        return content(tmp_path / name)
+        kept = None if name == "whole" else FinishedFiles(tmp_path / "kept", "test")
+        tokenise(params, tmp_path / name, kept, tmp_path / f"{name}.parquet")
+        return content(tmp_path / name) | {"groups": (tmp_path / f"{name}.parquet").read_bytes()}
 
     whole = run("whole")
     with monkeypatch.context() as context:

@@ -57,7 +57,9 @@ def test_draws_come_from_the_generator_alone() -> None:
 
 
 def test_the_bootstrap_against_all_its_draws() -> None:
-    # Four documents, so 256 draws of four: the interval is t of 3 degrees of freedom times their standard deviation.
+    # Four documents, so 256 draws of four: the interval is t times their standard deviation, which is that of draws
+    # around the mean of the four, a third of the variance short. One document has two thirds of the text, so that they
+    # know as much as two would: 60^2 / (5^2 + 40^2 + 2^2 + 13^2) = 2.002.
     positions = torch.tensor([5, 40, 2, 13])
     means = torch.tensor([[0.5, 0.3, 0.2, 0.1], [0.3, 0.2, 0.1, 0.05], [0.9, 0.8, 0.7, 0.6], [0.2, 0.1, 0.1, 0.02]])
     document = torch.tensor([3, 7, 8, 20]).repeat_interleave(positions)
@@ -73,7 +75,9 @@ def test_the_bootstrap_against_all_its_draws() -> None:
     assert (result.positions, result.documents) == (60, 4)
     assert result.brierlm == pytest.approx(pooled((0, 1, 2, 3)), rel=1e-6)
     half_width = result.brierlm_ci95[1] - result.brierlm
-    assert half_width == pytest.approx(scipy.stats.t(3).ppf(0.975) * np.std(draws), rel=3 / math.sqrt(2 * 2000))
+    freedom = 60**2 / (5**2 + 40**2 + 2**2 + 13**2) - 1
+    wanted = scipy.stats.t(freedom).ppf(0.975) * math.sqrt(4 / 3) * np.std(draws)
+    assert half_width == pytest.approx(wanted, rel=3 / math.sqrt(2 * 2000))
     # The lower end would be negative, which no BrierLM is.
     assert result.brierlm_ci95[0] == max(0.0, result.brierlm - half_width)
 
@@ -127,6 +131,70 @@ def test_documents_of_one_model_alone_count_there() -> None:
     assert estimate_difference([first], [second], 200, generator()).difference == pytest.approx(25)
     nothing = estimate_difference([first], [first], 200, generator())
     assert (nothing.difference, nothing.difference_ci95, nothing.p) == (0, [0, 0], 1)
+
+
+def test_groups_are_drawn_where_they_are_named() -> None:
+    # Each document of three has the same scores: thirty documents know no more than ten.
+    means = np.random.default_rng(0).uniform(0.1, 0.3, (10, 4))
+    tripled = scored(means.repeat(3, axis=0)).with_columns(pl.Series("group", np.arange(30) // 3 + 5))
+    (alone, grouped, apart) = (
+        estimate_brierlm([frame], 4000, generator()) for frame in (scored(means), tripled, tripled.drop("group"))
+    )
+    assert grouped.brierlm == pytest.approx(alone.brierlm)
+    assert grouped.brierlm_ci95 == pytest.approx(alone.brierlm_ci95)
+    assert (grouped.documents, grouped.groups, apart.groups) == (30, 10, 30)
+    assert apart.brierlm_ci95[1] - apart.brierlm < 0.6 * (grouped.brierlm_ci95[1] - grouped.brierlm)
+    of_one, of_groups = (
+        estimate_difference([frame], [frame.with_columns(pl.col("brier_1") * pl.col("brier_2"))], 4000, generator())
+        for frame in (scored(means), tripled)
+    )
+    assert of_groups.difference_ci95 == pytest.approx(of_one.difference_ci95)
+    assert of_groups.p == pytest.approx(of_one.p)
+
+
+def test_one_group_says_nothing_of_others() -> None:
+    one = scored(np.full((3, 4), 0.5)).with_columns(pl.Series("group", [7, 7, 7]))
+    assert estimate_brierlm([one], 10, generator()).brierlm_ci95 is None
+    found = estimate_difference([one], [one.with_columns(pl.col("brier_1") / 2)], 10, generator())
+    assert (found.difference_ci95, found.p) == (None, None)
+    # Two seeds say something of a third.
+    two = estimate_brierlm([one, one.with_columns(pl.col("brier_4") / 2)], 10, generator())
+    assert two.brierlm_ci95[1] > two.brierlm
+
+
+@pytest.mark.slow
+def test_intervals_of_few_groups_of_unequal_size() -> None:
+    """Thirteen groups as in the default test split, of which one has a third: what each has in common is drawn."""
+    draws, texts = np.random.default_rng(0), 1500
+    tokens = np.array([0.9, 1.5, 3.3, 3.3, 4.9, 5.5, 6.5, 7.3, 9.2, 13, 17, 23, 56])
+    groups = np.repeat(np.arange(len(tokens)), np.maximum(1, tokens).astype(int))
+    mean = np.array([0.30, 0.15, 0.08, 0.05])
+    covered = np.zeros(2)
+    for _ in range(texts):
+        ease, gain = (1 + 0.3 * draws.standard_normal((len(tokens), 1)) for _ in range(2))
+        noise = 1 + 0.3 * draws.standard_normal((2, len(groups), 4))
+        one, other = (
+            scored(mean * of[groups] * noise[number]).with_columns(pl.Series("group", groups))
+            for number, of in enumerate((ease, ease + 0.2 * gain))
+        )
+        random = generator(int(draws.integers(2**31)))
+        low, high = estimate_brierlm([one], 200, random).brierlm_ci95
+        true = 100 * math.prod(mean) ** 0.25
+        covered[0] += low <= true <= high
+        low, high = estimate_difference([other], [one], 200, random).difference_ci95
+        covered[1] += low <= 0.2 * true <= high
+    assert np.all(np.abs(covered / texts - 0.95) < 0.02), covered / texts
+
+
+def test_a_score_of_zero_is_not_certain() -> None:
+    # Brier-4 is below 0 in every draw, so that BrierLM is 0 in all of them.
+    means = np.random.default_rng(0).uniform(0.1, 0.3, (40, 4)) - [0, 0, 0, 0.4]
+    means[::4, 3] = 0.35
+    found = estimate_brierlm([scored(means)], 1000, generator())
+    assert (found.brierlm, found.brierlm_ci95[0]) == (0, 0)
+    ends = [np.mean(of) + scipy.stats.t(39).ppf(0.975) * scipy.stats.sem(of) for of in means.T]
+    wanted = 100 * math.prod(max(0.0, end) for end in ends) ** 0.25
+    assert found.brierlm_ci95[1] == pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.slow

@@ -191,7 +191,8 @@ def test_means_and_their_interval() -> None:
 
 def test_one_document_has_no_interval() -> None:
     surprise = Surprise(torch.zeros(2, dtype=torch.int64), torch.tensor([4, 4]), torch.tensor([8.0, 16.0]))
-    assert likelihood(surprise, 12).nats_per_token_ci95 == [3.0, 3.0]
+    found = likelihood(surprise, 12)
+    assert (found.nats_per_token, found.nats_per_token_ci95, found.bits_per_byte_ci95) == (3.0, None, None)
 
 
 def test_bytes_are_those_of_the_text_alone(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "brier": [0.1, 0.02, 0.01, 0.001],
         "positions": 10,
         "documents": 3,
+        "groups": 2,
         "split": "validation",
         "context_tokens": 256,
         "stride_tokens": 256,
@@ -76,11 +77,12 @@ def report_arguments(params: Params) -> dict[str, Any]:
         "nats_per_token": 2.75,
         "nats_per_token_ci95": [2.5, 3.125],
         "bits_per_byte": 1.444,
+        "bits_per_byte_ci95": [1.3, 1.6],
         "likelihood_tokens": 7777,
         "likelihood_bytes": 33333,
     }
     bounds = {
-        "decoder_temperature": 4.0,
+        "decoder_temperature": [2.0, 4.0],
         "likelihood_bound": [
             {"samples": samples, "decoder_temperature": tau, "nats_per_token": 16.5 + tau / samples}
             for tau in (1.0, 4.0)
@@ -188,7 +190,7 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
         "<td>64</td><td>0.88</td><td>[0.75, 1.00]</td><td>0.2500</td><td>4,321</td>",
         "<td>CALM, N 16</td><td>16.562</td><td>16.750</td>",
         "<td>Transformer, exact</td><td>2.750</td>",
-        "CALM at most 1.444, with tau 4, chosen on the validation split (a mean over seeds)",
+        "CALM at most 1.444, with tau 2, 4, chosen on the validation split for each seed (bits are a mean over seeds)",
         "the Transformer 1.062",
         "CALM [2.500, 3.125]",
         "7,777 tokens, 33,333 bytes",
