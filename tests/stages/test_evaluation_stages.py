@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,13 +202,27 @@ def test_likelihoods_in_bits_a_byte(params: Params) -> None:
     found = json.loads(Path("results/scores/transformer.json").read_text())
     tokens, count = scored_bytes(CONTEXT_OF_TRANSFORMER)
     assert (found["likelihood_tokens"], found["likelihood_bytes"]) == (tokens, count)
-    nats = [
-        -math.log(table[place.history[-1], place.following[0]])
+    asked = [
+        place
         for place in places(TEXT, CONTEXT_OF_TRANSFORMER, 1, LIKELIHOOD_LIMIT)
         if PATCH_SIZE <= len(place.history) < CONTEXT_OF_TRANSFORMER
     ]
+    nats = [-math.log(table[place.history[-1], place.following[0]]) for place in asked]
     assert found["nats_per_token"] == pytest.approx(np.mean(nats), rel=1e-4)
     assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / count, rel=1e-4)
+    half = half_width_over_groups([place.document for place in asked], nats)
+    for measure in ("nats_per_token", "bits_per_byte"):
+        low, high = found[f"{measure}_ci95"]
+        assert (high - low) / 2 / found[measure] == pytest.approx(half / np.mean(nats), rel=1e-3)
+        assert (high + low) / 2 == pytest.approx(found[measure])
+
+
+def half_width_over_groups(documents: list[int], nats: Sequence[float]) -> float:
+    """Of the interval of the mean of ``nats``, a place each, as a ratio of sums over groups (Cochran, section 2.11)."""
+    _, group = np.unique(GROUPS[documents], return_inverse=True)
+    sums, counts = np.bincount(group, nats), np.bincount(group)
+    error = math.sqrt(len(sums) * np.var(sums - np.mean(nats) * counts, ddof=1)) / len(nats)
+    return float(scipy.stats.t(len(sums) - 1).ppf(0.975) * error)
 
 
 def of_bound(
@@ -232,6 +247,22 @@ def of_bound(
     return float(sum(means) / tokens), float(math.sqrt(max(0, sum(variances))) / tokens)
 
 
+def half_width_of_bound(text: Text, limit: int) -> float:
+    """Of ``of_bound`` at temperature 8, if the samples are many: half of them are heads."""
+    right, documents, nats = math.exp(math.sqrt(PATCH_SIZE * SIZE + 1) / 8), [], []
+    for place in places(text, CONTEXT_OF_CALM, PATCH_SIZE, limit):
+        if len(place.history) < CONTEXT_OF_CALM:
+            p = np.mean(
+                [
+                    math.prod(right if one == other else 1 for one, other in zip(patch, place.following, strict=False))
+                    for patch in NEXT_PATCHES[place.history[-1]]
+                ]
+            )
+            documents.append(place.document)
+            nats.append(-math.log(p / (right + SIZE - 1) ** PATCH_SIZE))
+    return half_width_over_groups(documents, nats) / PATCH_SIZE
+
+
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_bounds_of_the_likelihood_of_a_calm(params: Params, split: str) -> None:
     model, autoencoder = coin_calm(NEXT_PATCHES)
@@ -248,6 +279,8 @@ def test_bounds_of_the_likelihood_of_a_calm(params: Params, split: str) -> None:
         assert row["nats_per_token"] == pytest.approx(wanted, abs=4 * error + 1e-3)
         low, high = row["nats_per_token_ci95"]
         assert low < row["nats_per_token"] < high
+        if (temperature, samples) == (8, 64):  # whose chance is least
+            assert (high - low) / 2 == pytest.approx(half_width_of_bound(text, LIKELIHOOD_LIMIT), rel=0.03)
         ratio = found["likelihood_tokens"] / math.log(2) / found["likelihood_bytes"]
         assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * ratio)
     if split == "test":
