@@ -118,7 +118,12 @@ def plan(
 @app.command()
 def rehearse(
     preset: Annotated[str, typer.Option(help="A preset; params.yaml as it is if none is named.")] = "",
-    steps: Annotated[int, typer.Option(min=2, max=1000, help="Steps of each training; the first is not timed.")] = 2,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=2, max=1000, help="Steps of each training, of a language model at least 3; the first is not timed."
+        ),
+    ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run all stages of a run at its full shape with the smallest batch: memory, time of a step, time of the run.

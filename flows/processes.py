@@ -19,10 +19,7 @@ class Processes:
     # Weak: a finished flow run is not kept alive by being listed.
     _all: ClassVar["weakref.WeakSet[Processes]"] = weakref.WeakSet()
 
-    def __init__(self, share_cores: bool = False) -> None:
-        """``share_cores``: commands will run side by side. OpenMP's threads then sleep where they would spin for work;
-        spinning, two trainings on two cores take five times as long as one after the other."""
-        self._policy = {"OMP_WAIT_POLICY": "PASSIVE"} if share_cores else {}
+    def __init__(self) -> None:
         self._all.add(self)
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -41,7 +38,6 @@ class Processes:
             **git_environment(),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
-            **self._policy,
         }
         process = subprocess.Popen(
             # The guard's standard input is the lifeline: it closes when this process closes it or dies. With -S and -E

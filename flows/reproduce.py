@@ -81,7 +81,6 @@ def reproduce(
     wait_for_others: bool = True,
     folder: str | None = None,
     experiment: str | None = None,
-    share_cores: bool = False,
     keep: bool = True,
 ) -> dict[str, Any]:
     """Bring the pipeline up to date, stage by stage; returns the metrics.
@@ -95,11 +94,10 @@ def reproduce(
         wait_for_others: Wait for another flow run in the same folder; otherwise fail at once.
         folder: The repository; by default the one that this file lies in.
         experiment: Name of the DVC experiment that a run with overrides ends as.
-        share_cores: Other runs compute on this machine meanwhile, as the points of a sweep may.
         keep: Let a run with overrides end as a DVC experiment; without one its metrics are all that stays, and what
             its stages made is in DVC's cache.
     """
-    logger, processes = get_run_logger(), Processes(share_cores=share_cores or at_once > 1)
+    logger, processes = get_run_logger(), Processes()
     root = Path(folder or ROOT).resolve()
     require_checkout(root, experiments=bool(overrides))
     digest = params_digest(root, overrides)

@@ -82,7 +82,6 @@ def sweep(
             at_once=stages_at_once,
             folder=str(root),
             experiment=experiment,
-            share_cores=experiments_at_once > 1,
             return_state=True,
         )
         row: dict[str, Any] = {"experiment": experiment, "overrides": " ".join(asked[number]), "state": state.name}

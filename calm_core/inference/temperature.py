@@ -68,9 +68,10 @@ def exact_temperature(
 ) -> TemperatureSample:
     """One symbol from P^(1 / temperature) / Z for each context number 0 .. ``rows`` - 1, by rejection.
 
-    A row may use ``budget`` samples of P, any number if that is None. One that needs more gets ``batch_choice`` among
-    ``fallback_draws`` fresh ones, if that is set; its ``draws`` count both. With a budget and a 1 / temperature that is
-    no whole number, no row is exact, see above; each is then within P(not finished) of the target in total variation.
+    A row may use ``budget`` samples of P, any number if that is None. One that needs more gets what
+    ``batch_temperature`` chooses among ``fallback_draws`` fresh ones, if that is set; its ``draws`` count both. With a
+    budget and a 1 / temperature that is no whole number, no row is exact, see above; each is then within
+    P(not finished) of the target in total variation.
 
     Raises:
         ValueError: ``temperature`` is outside (0, 1].
@@ -122,27 +123,12 @@ def exact_temperature(
 def batch_temperature(
     draw: Sampler, rows: int, temperature: float, generator: torch.Generator, *, draws: int = 200
 ) -> TemperatureSample:
-    """One symbol roughly from P^(1 / temperature) / Z for each context number 0 .. ``rows`` - 1: see ``batch_choice``.
+    """One symbol roughly from P^(1 / temperature) / Z for each context number 0 .. ``rows`` - 1.
 
-    At temperature 1 it is one exact draw a row, else ``draws`` of them and ``finished`` all false.
-
-    Raises:
-        ValueError: ``temperature`` is outside (0, 1].
-    """
-    plain = temperature == 1
-    samples = draw(torch.arange(rows, device=generator.device), 1 if plain else draws)
-    used = torch.full((rows,), len(samples), device=generator.device)
-    chosen, reached = _choose(samples, temperature, generator)
-    return TemperatureSample(chosen, used, torch.full_like(used, plain).bool(), plain, reached)
-
-
-def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Index [rows] int64 of the chosen one of N independent draws a row, ``samples`` [N, rows, size].
-
-    ``samples`` and the index are on the generator's device. A symbol seen c times weighs C(c, 1/T), the number of ways
-    to draw it 1/T times from the batch, by Gamma functions for 1/T = n + a. It takes part if c >= n, where the weight
-    is positive. Where no symbol was seen n times, n is lowered until one was, so a very low T means the most frequent
-    symbol. Biased for finite N, exact in the limit.
+    At temperature 1 it is one exact draw a row, else one of ``draws`` of them and ``finished`` all false. A symbol seen
+    c times weighs C(c, 1/T), the number of ways to draw it 1/T times from the batch, by Gamma functions for
+    1/T = n + a. It takes part if c >= n, where the weight is positive. Where no symbol was seen n times, n is lowered
+    until one was, so a very low T means the most frequent symbol. Biased for finite N, exact in the limit.
 
     To ask for c >= n + a instead would drop at n = 1 all that was seen once as soon as anything was seen twice, and
     jump as 1/T leaves an integer. Mean total variation from the target on six known distributions, c >= n + a against
@@ -150,9 +136,13 @@ def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator
     0.0052; at T = 0.3 0.064 / 0.068 and 0.0089 / 0.0089. So c >= n loses little for small N and wins much near T = 1.
 
     Raises:
-        ValueError: ``temperature`` is outside (0, 1], or N is 0.
+        ValueError: ``temperature`` is outside (0, 1], or there are no draws to choose from.
     """
-    return _choice(samples, temperature, generator)[0]
+    plain = temperature == 1
+    samples = draw(torch.arange(rows, device=generator.device), 1 if plain else draws)
+    used = torch.full((rows,), len(samples), device=generator.device)
+    chosen, reached = _choose(samples, temperature, generator)
+    return TemperatureSample(chosen, used, torch.full_like(used, plain).bool(), plain, reached)
 
 
 def expected_draws(probabilities: Tensor, temperature: float) -> float:
@@ -274,7 +264,10 @@ def _symbol_ids(symbols: Tensor) -> Tensor:
 
 
 def _choice(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What ``batch_choice`` returns, and for each row whether some symbol was seen n times, [rows] bool."""
+    """Of ``samples`` [N, rows, size] the index [rows] int64 of the one that ``batch_temperature`` takes in each row.
+
+    And for each row whether some symbol was seen n times, [rows] bool; both where ``samples`` are.
+    """
     whole, fraction = _split_exponent(temperature)
     if len(samples) == 0:
         raise ValueError("samples hold 0 draws a row; at least 1 is needed to choose from")

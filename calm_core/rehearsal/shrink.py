@@ -8,7 +8,7 @@ from calm_core.params import Params, parse_params
 FEWEST_STEPS = 2
 """The first step is warm-up, and only those after it are timed."""
 CORRELATED_CHECKPOINTS = 3
-"""The fewest checkpoints of the Transformer that the schema allows."""
+"""The fewest checkpoints of CALM and of the Transformer that the schema allows, and so their fewest steps."""
 BATCH_TOKENS = 2048
 """Tokens of a batch, or one sequence: fewer would time the optimiser and the overhead of small operators."""
 

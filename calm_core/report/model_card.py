@@ -56,15 +56,17 @@ def render_model_card(
     """The card of a model of ``kind``.
 
     ``config`` is its config.json, ``corpus`` the description of the tokens, ``params`` the section it was trained
-    with, ``results`` a mapping of measured figures; lists are printed as intervals, and tables are left out.
+    with, ``results`` a mapping of measured figures; lists are printed as intervals, and tables are left out. ``split``
+    among them names what they were measured on; an autoencoder's, which name none, are of the test split.
     """
-    train, test = corpus["splits"]["train"], corpus["splits"]["test"]
+    split = results.get("split", "test")
+    train, held_out = corpus["splits"]["train"], corpus["splits"][split]
     header = ModelCardData(
         license="mit",
         library_name="calm_core",
         tags=sorted({"calm", "arxiv:2510.27688", kind}),
         model_name=TITLES[kind],
-        eval_results=_evaluations(kind, corpus["source"], results),
+        eval_results=_evaluations(kind, corpus["source"], split, results),
     )
     lines = [
         "---",
@@ -83,9 +85,9 @@ def render_model_card(
         "## Data",
         f"{_text(corpus['source'])}; licence: {_text(corpus['licence'])}.",
         f"Training split: {train['documents']:,} documents,",
-        f"{train['tokens']:,} tokens; test split: {test['tokens']:,} tokens.",
+        f"{train['tokens']:,} tokens; {split} split: {held_out['tokens']:,} tokens.",
         "",
-        "## Results, test split",
+        f"## Results, {split} split",
         *_table({key: value for key, value in results.items() if not _is_table(value)}),
         "",
         "## Shape",
@@ -99,7 +101,7 @@ def render_model_card(
     return str(ModelCard("\n".join(lines) + "\n"))
 
 
-def _evaluations(kind: str, source: str, results: dict[str, Any]) -> list[EvalResult]:
+def _evaluations(kind: str, source: str, split: str, results: dict[str, Any]) -> list[EvalResult]:
     task, task_name = _TASKS[kind]
     return [
         EvalResult(
@@ -107,7 +109,7 @@ def _evaluations(kind: str, source: str, results: dict[str, Any]) -> list[EvalRe
             task_name=task_name,
             dataset_type=_text(_dataset_identifier(source)),
             dataset_name=_text(source),
-            dataset_split="test",
+            dataset_split=split,
             metric_type=metric,
             metric_name=name,
             metric_value=results[key],

@@ -16,7 +16,6 @@ from calm_core.inference import temperature as temperature_module
 from calm_core.inference.temperature import (
     LARGEST_BLOCK,
     TemperatureSample,
-    batch_choice,
     batch_temperature,
     exact_temperature,
     expected_draws,
@@ -225,10 +224,19 @@ def test_batch_sampling_approaches_the_power(temperature: float) -> None:
     assert distance < noise
 
 
+def chosen_among(samples: Tensor, temperature: float) -> Tensor:
+    """Symbols [rows, size] that the batch sampler takes where its draws are ``samples`` [draws, rows, size]."""
+    draws, rows, _ = samples.shape
+
+    def draw(numbers: Tensor, count: int) -> Tensor:
+        return samples[:count, numbers]
+
+    return batch_temperature(draw, rows, temperature, generator(), draws=draws).symbols
+
+
 @pytest.mark.parametrize(
     ("temperature", "weights"),
     [
-        (1, [4, 2, 1]),
         (0.5, [binom(4, 2), binom(2, 2), 0]),
         (0.4, [binom(4, 2.5), binom(2, 2.5), 0]),
         (0.8, [binom(4, 1.25), binom(2, 1.25), binom(1, 1.25)]),
@@ -241,7 +249,7 @@ def test_batch_sampling_approaches_the_power(temperature: float) -> None:
 def test_batch_weights_are_binomial_coefficients(temperature: float, weights: list[float]) -> None:
     batch = torch.tensor([0, 1, 0, 2, 0, 1, 0])
     rows = 20_000
-    chosen = batch[batch_choice(batch[:, None, None].expand(-1, rows, 1), temperature, generator())]
+    chosen = chosen_among(batch[:, None, None].expand(-1, rows, 1), temperature).squeeze(1)
     possible = [symbol for symbol, weight in enumerate(weights) if weight]
     assert set(chosen.tolist()) == set(possible)
     if len(possible) > 1:
@@ -251,12 +259,12 @@ def test_batch_weights_are_binomial_coefficients(temperature: float, weights: li
 @pytest.mark.parametrize("temperature", [0.1, 0.15, 0.8, 1e-300])
 def test_batch_sampling_falls_back_when_nothing_repeats(temperature: float) -> None:
     samples = torch.arange(5).view(5, 1, 1).expand(5, 10_000, 1)
-    assert chi_square_p_value(batch_choice(samples, temperature, generator()), torch.ones(5)) > UNLIKELY
+    assert chi_square_p_value(chosen_among(samples, temperature).squeeze(1), torch.ones(5)) > UNLIKELY
 
 
 def test_an_empty_batch() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        batch_choice(torch.zeros(0, 3, 1), 0.5, generator())
+        chosen_among(torch.zeros(0, 3, 1), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +300,7 @@ def test_symbols_that_agree_in_a_prefix_differ(sampler: Callable[..., Temperatur
 
 def test_symbols_that_share_no_token_are_not_taken_for_one() -> None:
     seen = torch.tensor([[0, 1], [0, 1], [2, 0], [2, 0], [1, 1], [1, 1], [1, 1]])
-    assert seen[batch_choice(seen[:, None], 1e-9, generator())].tolist() == [[1, 1]]
+    assert chosen_among(seen[:, None], 1e-9).tolist() == [[1, 1]]
 
 
 def test_a_round_as_long_as_the_budget_is_begun() -> None:
@@ -422,7 +430,6 @@ def test_impossible_temperatures(temperature: float) -> None:
     calls: list[Callable[[], object]] = [
         lambda: exact_temperature(draw, 2, temperature, generator()),
         lambda: batch_temperature(draw, 2, temperature, generator()),
-        lambda: batch_choice(torch.zeros(2, 1, 1), temperature, generator()),
         lambda: expected_draws(THREE, temperature),
     ]
     for call in calls:

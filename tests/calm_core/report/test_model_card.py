@@ -10,7 +10,11 @@ from calm_core.report.model_card import TITLES, render_model_card
 CORPUS = {
     "source": "botocore 1.40",
     "licence": "Apache-2.0",
-    "splits": {"train": {"documents": 1234, "tokens": 5_678_901}, "test": {"documents": 56, "tokens": 78_901}},
+    "splits": {
+        "train": {"documents": 1234, "tokens": 5_678_901},
+        "validation": {"documents": 43, "tokens": 65_432},
+        "test": {"documents": 56, "tokens": 78_901},
+    },
 }
 CONFIG = {"kind": "calm", "context_tokens": 256, "patch_size": 4, "head": {"kind": "diffusion", "blocks": 3}}
 RESULTS = {
@@ -63,6 +67,21 @@ def test_data_results_and_shape_are_there() -> None:
     assert (table["context_tokens"], table["patch_size"]) == ("256", "4")
     assert (table["head.kind"], table["head.blocks"]) == ("diffusion", "3")
     assert (table["steps"], table["learning_rate"]) == ("2000", "0.0003")
+
+
+@pytest.mark.parametrize(
+    ("results", "split", "tokens"),
+    [
+        ({"token_accuracy": 0.999}, "test", "78,901"),
+        ({**RESULTS, "split": "test"}, "test", "78,901"),
+        ({**RESULTS, "split": "validation"}, "validation", "65,432"),
+    ],
+)
+def test_the_split_is_the_one_that_was_scored(results: dict[str, Any], split: str, tokens: str) -> None:
+    text = render_model_card("calm", CONFIG, CORPUS, {}, results)
+    assert f"; {split} split: {tokens} tokens." in text
+    assert f"\n## Results, {split} split\n" in text
+    assert [result.dataset_split for result in ModelCard(text).data.eval_results] == [split]
 
 
 @pytest.mark.parametrize("kind", TITLES)
