@@ -155,6 +155,8 @@ def _measured(
     prompts = by_document(per_document(numbers, torch.zeros_like(numbers), 2 * terms.accuracy - terms.collision))
     draws = generator(params.seed, STAGE, "bootstrap")
     score = estimate_brierlm([prompts], params.evaluation.bootstrap_resamples, draws)
+    tokens_a_step = model.config.patch_size if isinstance(model, Calm) else 1
+    steps = [-(-tokens // tokens_a_step) for tokens in (texts.token_ids.shape[-1], MAX_TOKENS)]
     row = {
         "temperature": temperature,
         "accuracy": accuracy,
@@ -163,11 +165,19 @@ def _measured(
         "collision_standard_error": collision_error,
         "brierlm": score.brierlm,
         "brierlm_ci95": score.brierlm_ci95,
-        "exact": float(torch.cat([texts.exact, others.exact], dim=1).mean()),
-        "reached": float(torch.cat([texts.reached, others.reached], dim=1).mean()),
+        "exact": share_of_steps(texts.exact, others.exact, *steps),
+        "reached": share_of_steps(texts.reached, others.reached, *steps),
         **_distinct(texts.token_ids),
     }
     return row, texts.token_ids
+
+
+def share_of_steps(of_texts: Tensor, of_openings: Tensor, text_steps: int, opening_steps: int) -> float:
+    """Mean over all steps of shares [copies, places] that are each of ``text_steps`` or ``opening_steps`` of them."""
+    shares = torch.cat([of_texts, of_openings], dim=1)
+    steps = torch.full_like(shares, opening_steps)
+    steps[:, : of_texts.shape[1]] = text_steps
+    return float((shares * steps).sum() / steps.sum())
 
 
 def _distinct(texts: Tensor) -> dict[str, Any]:

@@ -107,6 +107,11 @@ def estimate_difference(
     return Difference(difference, interval, p)
 
 
+def effective_number(sizes: Tensor) -> float:
+    """How many groups of one size know as much as those of ``sizes`` [groups] (Kish, 1965)."""
+    return float(sizes.sum() ** 2 / sizes.square().sum())
+
+
 def half_width(standard_error: float, freedom: float) -> float:
     """Of the interval of a mean whose ``standard_error`` has so many degrees of freedom, by Student's t."""
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * standard_error
@@ -148,8 +153,7 @@ def _of_text(resampled: Tensor, positions: Tensor) -> list[tuple[float, float]]:
     if groups < 2:
         return []
     # A bootstrap draws from n groups around their own mean, which lies (n - 1) / n too close to them.
-    effective = float(positions.sum() ** 2 / positions.square().sum())
-    return [(resampled.var().item() * groups / (groups - 1), effective - 1)]
+    return [(resampled.var().item() * groups / (groups - 1), effective_number(positions) - 1)]
 
 
 def _of_seeds(scores: Tensor) -> list[tuple[float, float]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
-from calm_core.evaluation.intervals import half_width
+from calm_core.evaluation.intervals import effective_number, half_width
 from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS
 from calm_core.runtime.device import device_of
@@ -167,7 +167,7 @@ def bound(log_p: Tensor, samples: int) -> Tensor:
 def likelihood(surprise: Surprise, text_bytes: int) -> Likelihood:
     """Means of ``surprise``, whose ``nats`` are [pieces], of a text of ``text_bytes`` bytes.
 
-    The interval is that of a ratio of sums over documents, by its linear approximation and Student's t.
+    The interval is that of a ratio of sums over documents, by the jackknife and Student's t.
     """
     count = int(surprise.document.max()) + 1
 
@@ -180,8 +180,9 @@ def likelihood(surprise: Surprise, text_bytes: int) -> Likelihood:
     bits = float(nats.sum()) / (text_bytes * math.log(2))
     if documents == 1:
         return Likelihood(mean, None, bits, None)
-    spread = (nats - mean * tokens).square().sum() * documents / (documents - 1)
-    half = half_width(float(spread.sqrt() / tokens.sum()), documents - 1)
+    without = (nats.sum() - nats) / (tokens.sum() - tokens)
+    variance = float((without - mean).square().sum()) * (documents - 1) / documents
+    half = half_width(math.sqrt(variance), effective_number(tokens) - 1)
     # A certain model has no nats, and no spread either.
     ends = [1 - half / mean, 1 + half / mean] if mean else [1.0, 1.0]
     return Likelihood(mean, [mean - half, mean + half], bits, [end * bits for end in ends])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models
 
@@ -218,11 +219,12 @@ def test_likelihoods_in_bits_a_byte(params: Params) -> None:
 
 
 def half_width_over_groups(documents: list[int], nats: Sequence[float]) -> float:
-    """Of the interval of the mean of ``nats``, a place each, as a ratio of sums over groups (Cochran, section 2.11)."""
-    _, group = np.unique(GROUPS[documents], return_inverse=True)
-    sums, counts = np.bincount(group, nats), np.bincount(group)
-    error = math.sqrt(len(sums) * np.var(sums - np.mean(nats) * counts, ddof=1)) / len(nats)
-    return float(scipy.stats.t(len(sums) - 1).ppf(0.975) * error)
+    """Of the interval of the mean of ``nats``, a place each, by leaving out each group in turn."""
+    group, values = GROUPS[documents], np.array(nats)
+    every, counts = np.unique(group, return_counts=True)
+    without = np.array([values[group != one].mean() for one in every])
+    error = math.sqrt((len(every) - 1) / len(every) * np.sum((without - values.mean()) ** 2))
+    return float(scipy.stats.t(counts.sum() ** 2 / np.sum(counts**2) - 1).ppf(0.975) * error)
 
 
 def of_bound(
@@ -452,6 +454,12 @@ def assert_varied(row: dict[str, Any], texts: list[list[int]], training: Text) -
         assert share == pytest.approx(len(set(found)) / len(found))
     assert row["copied"] == pytest.approx(copied_in(texts, training))
     assert row["copied"] > 0
+
+
+def test_shares_are_of_steps_and_not_of_places() -> None:
+    texts, openings = torch.full((2, 32), 0.25, dtype=torch.float64), torch.full((2, 224), 0.75, dtype=torch.float64)
+    found = measure_diversity.share_of_steps(texts, openings, 8, 1)
+    assert found == pytest.approx((32 * 8 * 0.25 + 224 * 0.75) / (32 * 8 + 224))
 
 
 def test_a_split_too_short_for_two_texts(params: Params) -> None:
