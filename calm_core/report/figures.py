@@ -12,8 +12,12 @@ import matplotlib.pyplot as plt
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
+BESIDE = 12
+"""Points, of paper, between models of equal compute."""
+
 STYLE: Any = {
     # Ids of elements are hashes, by default with a random salt: the same data would give another file each time.
     "svg.hashsalt": "calm",
@@ -39,21 +43,26 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-        for name, model in models.items():
-            # The interval as a line with two dashes as ends, and the point on it.
+        for number, (name, model) in enumerate(models.items()):
             score, flops = model["brierlm"], model["training_flops"]
             low, high = model["brierlm_ci95"] or [score, score]
-            axes.plot([flops, flops], [low, high], color=model["colour"], marker="_", markersize=10, linewidth=2)
-            axes.plot(flops, score, color=model["colour"], marker="o", markersize=7)
+            # Models of equal compute stand beside each other: some points apart on paper, whatever that is in FLOPs.
+            beside = axes.transData + ScaledTranslation(BESIDE * number / 72, 0, figure.dpi_scale_trans)
+            # The interval as a line with two dashes as ends, and the point on it.
+            line = {"color": model["colour"], "transform": beside}
+            axes.plot([flops, flops], [low, high], marker="_", markersize=8, linewidth=2, **line)
+            axes.plot(flops, score, marker="o", markersize=7, **line)
             axes.annotate(
                 f"{name}  {score:.2f}",
                 (flops, score),
-                (10, 0),
+                (BESIDE * len(models) + 4, 0),
                 textcoords="offset points",
                 va="center",
                 parse_math=False,
             )
-        axes.set(xscale="log", xlabel="training FLOPs", ylabel="BrierLM (higher is better)")
+        axes.set(
+            xscale="log", xlabel="training FLOPs, CALM's autoencoder included", ylabel="BrierLM (higher is better)"
+        )
         smallest = min(model["training_flops"] for model in models.values())
         largest = max(model["training_flops"] for model in models.values())
         # Room on the right for the labels, which stand beside their points.
