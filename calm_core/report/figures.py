@@ -67,7 +67,9 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         largest = max(model["training_flops"] for model in models.values())
         # Room on the right for the labels, which stand beside their points.
         axes.set_xlim(smallest / 2, largest * 4)
-        axes.set_ylim(bottom=0)
+        # What is drawn some points beside its place does not count for the limits that matplotlib finds.
+        highest = max(max(model["brierlm_ci95"] or [model["brierlm"]]) for model in models.values())
+        axes.set_ylim(0, 1.05 * highest or 1)
         axes.set_title("Quality against training compute")
         return svg(figure)
 
