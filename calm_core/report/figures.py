@@ -15,8 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
+ALIKE = 0.02
+"""Models whose compute differs by a smaller share have the same."""
+
 BESIDE = 12
-"""Points, of paper, between models of equal compute."""
+"""Points, of paper, between such models."""
 
 STYLE: Any = {
     # Ids of elements are hashes, by default with a random salt: the same data would give another file each time.
@@ -43,11 +46,14 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-        for number, (name, model) in enumerate(models.items()):
+        drawn: list[float] = []
+        for name, model in models.items():
             score, flops = model["brierlm"], model["training_flops"]
+            alike = sum(abs(flops / other - 1) < ALIKE for other in drawn)
+            drawn.append(flops)
             low, high = model["brierlm_ci95"] or [score, score]
-            # Models of equal compute stand beside each other: some points apart on paper, whatever that is in FLOPs.
-            beside = axes.transData + ScaledTranslation(BESIDE * number / 72, 0, figure.dpi_scale_trans)
+            # Models of equal compute stand beside each other: so many points on paper, whatever that is in FLOPs.
+            beside = axes.transData + ScaledTranslation(BESIDE * alike / 72, 0, figure.dpi_scale_trans)
             # The interval as a line with two dashes as ends, and the point on it.
             line = {"color": model["colour"], "transform": beside}
             axes.plot([flops, flops], [low, high], marker="_", markersize=8, linewidth=2, **line)
@@ -55,7 +61,7 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
             axes.annotate(
                 f"{name}  {score:.2f}",
                 (flops, score),
-                (BESIDE * len(models) + 4, 0),
+                (BESIDE * alike + 10, 0),
                 textcoords="offset points",
                 va="center",
                 parse_math=False,
