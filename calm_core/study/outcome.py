@@ -6,11 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from calm_core.study.point import TRANSFORMER, Point
-from calm_core.study.power_law import DRAWS, Interval, PowerLaw, fit_power_law, interval
+from calm_core.study.power_law import DRAWS, NORMAL_95, Interval, PowerLaw, fit_power_law, interval
 
 MEASURES = ("brierlm", "bits_per_byte")
-
-NORMAL_95 = 1.96
 
 
 class Measured(NamedTuple):
@@ -49,11 +47,9 @@ def outcome(points: Sequence[Point]) -> Outcome:
     for measure in MEASURES:
         fits[measure] = {}
         for model in models:
-            best = [
-                (one.training_flops, score.estimate)
-                for one, score in usable(frontier(measured, model, measure), measure)
-            ]
-            fits[measure][model] = fit_power_law([x for x, _ in best], [y for _, y in best], generator)
+            best = [(one.training_flops, one.score(measure)) for one in frontier(measured, model, measure)]
+            scores = [(flops, score) for flops, score in best if score is not None]
+            fits[measure][model] = fit_power_law([x for x, _ in scores], [y for _, y in scores], generator)
     return Outcome(measured, fits)
 
 
@@ -70,8 +66,8 @@ def frontier(measured: Sequence[Measured], model: str, measure: str) -> list[Mea
     return [best[budget][1] for budget in sorted(best)]
 
 
-def usable(measured: Sequence[Measured], measure: str) -> list[tuple[Measured, Interval]]:
-    """Those whose score has a logarithm that says something: the interval lies above 0."""
+def clear_of_zero(measured: Sequence[Measured], measure: str) -> list[tuple[Measured, Interval]]:
+    """Those whose interval lies above 0, which a logarithmic axis can show; fits leave out none."""
     scores = [(one, one.score(measure)) for one in measured]
     return [(one, score) for one, score in scores if score is not None and score.low > 0]
 
