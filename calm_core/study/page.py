@@ -45,6 +45,7 @@ def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
         figures=figures,
         inference_budget=inference_budget(found.measured) if found.measured else None,
         laws=_laws(found),
+        most_seeds=max((one.seeds for one in found.measured), default=0),
         crossings=_crossings(found),
         facts=facts,
         label=label,

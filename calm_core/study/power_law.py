@@ -16,6 +16,13 @@ Intervals come from draws of (a, b): Student's t of n - 2 degrees of freedom aro
 of the linearised problem, scaled by how far the points miss the line (Pearson's chi-squared). Where points are as
 certain as one another, and clear of 0, they are the t intervals of regression on logarithms; whatever follows from two
 lines, a crossing for instance, follows from draws of both.
+
+What all points of a model have in common is in no residual: they are scored on the same text, and under one seed they
+share their autoencoder, too. The text's part is added to the draws, as a shift of the whole line, normal with the
+relative standard deviation of the most certain point. It widens the line and moves no exponent. Two models meet the
+same text, and what moves both alike is counted here as if it moved each for itself: comparisons err towards what
+cannot be told. The chance of a seed and of its autoencoder is in a point's interval, and so in the shift, only from
+two seeds on.
 """
 
 import warnings
@@ -62,7 +69,7 @@ class PowerLaw:
     centre: float
     """Geometric mean of the FLOPs."""
     draws: Floats
-    """[draws, 2]: intercept and exponent."""
+    """[draws, 2]: intercept, with the shift that all points share, and exponent."""
     smallest: float
     """FLOPs of the smallest point fitted."""
     largest: float
@@ -127,6 +134,7 @@ def fit_power_law(
     misfit = float(((values - means) ** 2 / variances).sum()) / freedom
     normal = generator.multivariate_normal((0, 0), misfit * covariance, DRAWS, method="eigh")
     draws = np.array([intercept, exponent]) + normal * np.sqrt(freedom / generator.chisquare(freedom, (DRAWS, 1)))
+    draws[:, 0] += _shared_deviation(scores) * generator.standard_normal(DRAWS)
     return PowerLaw(
         float(intercept),
         float(exponent),
@@ -161,6 +169,12 @@ def _deviations(scores: Sequence[Interval]) -> Floats:
     # An interval that ends at 0 hides a part of itself, and that of a score of 0 may hide all.
     least = np.median(found[clear]) if clear.any() else found.max()
     return np.where(clear, found, np.maximum((high - estimates) / NORMAL_95, least))
+
+
+def _shared_deviation(scores: Sequence[Interval]) -> float:
+    """Of log score, what all points share: that of the point whose interval is the narrowest in proportion."""
+    shares = [(score.high - score.low) / (2 * NORMAL_95 * score.estimate) for score in scores if score.low > 0]
+    return min(shares, default=0.0)
 
 
 def interval(estimate: float, draws: Floats) -> Interval:

@@ -28,6 +28,9 @@ def test_all_of_it() -> None:
     assert not re.search(r"""(src|href)=["'](?!#)|url\((?!#)|@import""", page)
     assert "CALM, K = 8" in page
     assert "Where the curves cross" in page
+    assert "two seeds or more: none here has" in page
+    twice = study() + [replace(one, seed=1) for one in study()]
+    assert "two seeds or more." in render_study(twice, FACTS)
 
 
 @pytest.mark.slow
