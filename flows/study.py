@@ -141,8 +141,17 @@ def scores_of(model: str, metrics: dict[str, Any]) -> dict[str, float]:
         "brierlm_low": "brierlm_ci95.0",
         "brierlm_high": "brierlm_ci95.1",
         "bits_per_byte": "bits_per_byte",
+        "bits_per_byte_low": "bits_per_byte_ci95.0",
+        "bits_per_byte_high": "bits_per_byte_ci95.1",
     }
-    return {name: metrics[f"{file}: {key}"] for name, key in keys.items() if f"{file}: {key}" in metrics}
+    found = {name: metrics[f"{file}: {key}"] for name, key in keys.items() if f"{file}: {key}" in metrics}
+    bits, nats = found.get("bits_per_byte"), metrics.get(f"{file}: nats_per_token")
+    if bits is not None and nats:
+        # Where the interval is one of nats alone: a byte has the same share of a token at both ends.
+        for name, end in (("bits_per_byte_low", 0), ("bits_per_byte_high", 1)):
+            if name not in found and (value := metrics.get(f"{file}: nats_per_token_ci95.{end}")) is not None:
+                found[name] = value * bits / nats
+    return found
 
 
 def merged(planned: Sequence[Point], known: Sequence[Point]) -> list[Point]:

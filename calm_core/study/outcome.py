@@ -23,6 +23,7 @@ class Measured(NamedTuple):
     brierlm: Interval
     """Over documents and, from two seeds on, over seeds."""
     bits_per_byte: Interval | None
+    """The same; without an interval over documents where the points have none."""
     seeds: int
 
     def score(self, measure: str) -> Interval | None:
@@ -85,9 +86,8 @@ def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list
             groups.setdefault((point.model, point.hidden_size, point.budget), []).append(point)
     found = []
     for (model, hidden_size, budget), group in groups.items():
-        scores = [point.scores["brierlm"] for point in group]
-        low, high = (float(np.mean([point.scores[f"brierlm_{end}"] for point in group])) for end in ("low", "high"))
-        bits = [point.scores["bits_per_byte"] for point in group if "bits_per_byte" in point.scores]
+        brierlm = _score(group, "brierlm", generator)
+        assert brierlm is not None
         one = group[0]
         found.append(
             Measured(
@@ -97,17 +97,25 @@ def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list
                 one.training_flops,
                 one.autoencoder_flops,
                 one.inference_flops_per_token,
-                _interval(scores, low, high, generator),
-                _interval(bits, min(bits), min(bits), generator) if bits else None,
+                brierlm,
+                _score(group, "bits_per_byte", generator),
                 len(group),
             )
         )
     return sorted(found, key=lambda one: (one.model != TRANSFORMER, one.model, one.budget, one.hidden_size))
 
 
-def _interval(scores: list[float], low: float, high: float, generator: np.random.Generator) -> Interval:
-    """The mean of ``scores``, one a seed, where [low, high] is the interval over documents of one of them."""
+def _score(group: Sequence[Point], measure: str, generator: np.random.Generator) -> Interval | None:
+    """The mean over ``group``, one point a seed; None if ``measure`` was not measured.
+
+    A point without an interval of its own, over documents, is taken to have none.
+    """
+    of = [point.scores for point in group if measure in point.scores]
+    if not of:
+        return None
+    scores = [one[measure] for one in of]
     mean = float(np.mean(scores))
+    low, high = (float(np.mean([one.get(f"{measure}_{end}", one[measure]) for one in of])) for end in ("low", "high"))
     if len(scores) == 1:
         return Interval(mean, low, high)
     # Student's distribution for what seeds do, the normal one for what documents do: all seeds meet the same ones.

@@ -45,6 +45,9 @@ def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
         figures=figures,
         inference_budget=inference_budget(found.measured) if found.measured else None,
         laws=_laws(found),
+        without_interval=sum(
+            "bits_per_byte" in point.scores and "bits_per_byte_low" not in point.scores for point in completed
+        ),
         most_seeds=max((one.seeds for one in found.measured), default=0),
         crossings=_crossings(found),
         facts=facts,

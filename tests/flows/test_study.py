@@ -244,6 +244,21 @@ def test_scores_are_those_of_the_point_s_model() -> None:
     assert scores_of(TRANSFORMER, metrics | {"transformer: bits_per_byte": 1.5})["bits_per_byte"] == 1.5
 
 
+def test_bits_a_byte_take_the_interval_that_there_is() -> None:
+    bits = {"transformer: bits_per_byte": 1.5}
+    nats = {
+        "transformer: nats_per_token": 3.0,
+        "transformer: nats_per_token_ci95.0": 2.8,
+        "transformer: nats_per_token_ci95.1": 3.4,
+    }
+    own = {"transformer: bits_per_byte_ci95.0": 1.3, "transformer: bits_per_byte_ci95.1": 1.6}
+    assert scores_of(TRANSFORMER, bits) == {"bits_per_byte": 1.5}
+    scaled = scores_of(TRANSFORMER, bits | nats)
+    assert (scaled["bits_per_byte_low"], scaled["bits_per_byte_high"]) == pytest.approx((1.4, 1.7))
+    told = scores_of(TRANSFORMER, bits | nats | own)
+    assert (told["bits_per_byte_low"], told["bits_per_byte_high"]) == (1.3, 1.6)
+
+
 def test_the_plan_as_a_table() -> None:
     console = Console(width=120, record=True, file=sys.stdout)
     console.print(plan_table([replace(PLANNED[0], state="completed", seconds=120.0), *PLANNED[1:]]))

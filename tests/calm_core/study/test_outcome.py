@@ -28,6 +28,17 @@ def test_seeds_become_one_point_with_an_interval_of_both() -> None:
     assert (one.brierlm.low, one.brierlm.high) == pytest.approx((0.98, 1.02), abs=0.002)
 
 
+def test_bits_a_byte_have_the_interval_that_the_point_has() -> None:
+    (bare,) = outcome([point(TRANSFORMER, 1e12, 1.0)]).measured
+    assert bare.bits_per_byte == (2.0, 2.0, 2.0)
+    ends = {"bits_per_byte_low": 1.9, "bits_per_byte_high": 2.2}
+    with_ends = [replace(one, scores=one.scores | ends) for one in [point(TRANSFORMER, 1e12, 1.0)]]
+    assert outcome(with_ends).measured[0].bits_per_byte == (2.0, 1.9, 2.2)
+    # Over seeds that agree it is that of the documents, about the mean.
+    two = [replace(with_ends[0], seed=seed) for seed in range(2)]
+    assert outcome(two).measured[0].bits_per_byte == pytest.approx((2.0, 1.85, 2.15), abs=0.01)
+
+
 def test_frontier_has_the_best_width_of_each_budget_by_measure() -> None:
     made = [
         point(calm(4), 2e12, 3.0, 64),

@@ -60,6 +60,15 @@ def test_failed_and_missing_points_and_measures() -> None:
     assert "not measured" in render_study(bare, FACTS)
 
 
+def test_it_says_which_points_have_intervals() -> None:
+    made = study()
+    assert f"For bits a byte {len(made)} of {len(made)} points have no interval" in render_study(made, FACTS)
+    ends = {"bits_per_byte_low": 1.9, "bits_per_byte_high": 2.2}
+    page = render_study([replace(one, scores=one.scores | ends) for one in made], FACTS)
+    assert "have no interval" not in page
+    assert page.count("2.000 [1.900, 2.200]") == len(made)
+
+
 def test_sentences_about_crossings() -> None:
     def told(where: str, estimate: float, high: float = 2e14, ahead: bool = False) -> str:
         flops = Interval(estimate, 1e13, high)
