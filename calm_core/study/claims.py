@@ -3,8 +3,8 @@
 A claim is a quantity and a threshold that it has to reach. It holds here if the 95 % interval of the quantity lies at
 or above the threshold, does not hold here if it lies below, and cannot be told here otherwise, or if a fit is
 missing. Models are compared at equal training FLOPs with the autoencoder's charged in full, at the largest budget
-that both have; exponents are of the language model's own FLOPs. "Here" are models and texts a million times smaller
-than the paper's.
+that both have; exponents are of the language model's own FLOPs. "Here" are small models: the paper's CALM-M is trained
+with some ten million times the FLOPs, 3.7e20 to the 3.2e13 of the largest core budget (``plan.CORE_BUDGETS``).
 """
 
 from collections.abc import Sequence
