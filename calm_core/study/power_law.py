@@ -190,6 +190,18 @@ class Crossing(NamedTuple):
     flops: Interval
     where: Literal["ahead", "within", "beyond", "never"]
     """Below, inside or above the measured range, or not at all, by the estimate."""
+    smallest: float
+    """FLOPs of the smallest budget that both have."""
+    largest: float
+    """And of the largest."""
+    gains: float
+    """Share of the draws in which the first gains from scale at all."""
+    gains_more: float
+    """In which it gains more than the second."""
+    ahead_throughout: float
+    """In which it is ahead from the smallest budget that both have, for good."""
+    ahead_at_the_end: float
+    """In which it is ahead at ``largest``."""
 
 
 def crossing(first: PowerLaw, second: PowerLaw, charge: float = 0.0, higher_is_better: bool = True) -> Crossing:
@@ -197,7 +209,7 @@ def crossing(first: PowerLaw, second: PowerLaw, charge: float = 0.0, higher_is_b
 
     At x FLOPs in all the curves are a1 + b1 log(x - charge) and a2 + b2 log x. If b1 > b2 > 0 their difference rises
     with x, so they cross once, and without a charge at log x = (a2 - a1) / (b1 - b2); if not, the first never stays
-    ahead.
+    ahead. Where b1 is 0 or less nothing is looked for.
     """
     sign = 1.0 if higher_is_better else -1.0
 
@@ -222,9 +234,27 @@ def crossing(first: PowerLaw, second: PowerLaw, charge: float = 0.0, higher_is_b
             return np.where((b1 > b2) & (b1 > 0), found, np.inf)
 
     lines = [np.array([[law.intercept, law.exponent]]) for law in (first, second)]
-    flops = interval(float(overtakes(*lines)[0]), overtakes(first.draws, second.draws))
+    draws = overtakes(first.draws, second.draws)
+    flops = interval(float(overtakes(*lines)[0]), draws)
+    smallest = max(first.smallest + charge, second.smallest)
+    largest = min(first.largest + charge, second.largest)
+    # What a charge leaves of the largest budget may be less than was ever measured.
+    left = np.array(max(largest - charge, first.smallest))
+    differences = sign * (first.log_score_draws(left) - second.log_score_draws(np.array(largest)))
+    where: Literal["ahead", "within", "beyond", "never"]
     if np.isinf(flops.estimate):
-        return Crossing(flops, "never")
-    if flops.estimate < max(first.smallest + charge, second.smallest):
-        return Crossing(flops, "ahead")
-    return Crossing(flops, "within" if flops.estimate <= min(first.largest + charge, second.largest) else "beyond")
+        where = "never"
+    elif flops.estimate < smallest:
+        where = "ahead"
+    else:
+        where = "within" if flops.estimate <= largest else "beyond"
+    return Crossing(
+        flops,
+        where,
+        smallest,
+        largest,
+        float((sign * first.draws[:, 1] > 0).mean()),
+        float((sign * first.draws[:, 1] > sign * second.draws[:, 1]).mean()),
+        float((draws < smallest).mean()),
+        float((differences > 0).mean()),
+    )

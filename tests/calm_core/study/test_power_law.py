@@ -191,6 +191,27 @@ def test_a_smaller_exponent_never_stays_ahead() -> None:
     assert math.isinf(found.flops.estimate)
 
 
+def test_shares_of_draws() -> None:
+    # Far apart all draws agree; of two models alike half of them say either.
+    sure = crossing(law(3.0, 0.6, 0.05, 1), law(1.0, 0.4, 0.05, 2), 1e11)
+    assert (sure.gains, sure.gains_more, sure.ahead_throughout, sure.ahead_at_the_end) == (1.0, 1.0, 1.0, 1.0)
+    assert (sure.smallest, sure.largest) == (FLOPS[0] + 1e11, FLOPS[-1])
+    other = crossing(law(1.0, 0.4, 0.05, 2), law(3.0, 0.6, 0.05, 1))
+    assert (other.gains_more, other.ahead_throughout, other.ahead_at_the_end) == (0.0, 0.0, 0.0)
+    same = [
+        fit_power_law(
+            FLOPS, [Interval(x / 1e13, 0.9 * x / 1e13, 1.1 * x / 1e13) for x in FLOPS], np.random.default_rng(seed)
+        )
+        for seed in (1, 2)
+    ]
+    assert same[0] is not None
+    assert same[1] is not None
+    assert crossing(same[0], same[1]).ahead_at_the_end == pytest.approx(0.5, abs=0.05)
+    falling = crossing(law(1.0, -0.1, 0.02, 1), law(2.0, -0.4, 0.02, 2))
+    assert (falling.where, falling.gains, falling.gains_more) == ("never", 0.0, 1.0)
+    assert crossing(law(1.0, -0.1, 0.02, 1), law(2.0, -0.4, 0.02, 2), higher_is_better=False).gains == 1.0
+
+
 def test_less_is_better_for_bits() -> None:
     first, second = law(3.2, -0.07), law(3.0, -0.05)
     found = crossing(first, second, higher_is_better=False)
