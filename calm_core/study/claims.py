@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from calm_core.study.outcome import Outcome, frontier, inference_flops
+from calm_core.study.outcome import Measured, Outcome, among_the_best, frontier
 from calm_core.study.point import TRANSFORMER, calm, label
 from calm_core.study.power_law import Floats, Interval, PowerLaw, interval
 
@@ -24,7 +24,7 @@ CANNOT: Verdict = "cannot be told here"
 TRAINING_SAVING, INFERENCE_SAVING = 0.44, 0.34
 """CALM-M against Transformer-S, as published."""
 
-FEW = "too few points"
+FEW = "too few points, or scores above 0"
 
 
 class Claim(NamedTuple):
@@ -100,22 +100,47 @@ def training_saving(first: PowerLaw, second: PowerLaw, charge: float) -> Interva
     return interval(float(saving(*lines)[0]), saving(first.draws, second.draws))
 
 
+class InferenceSaving(NamedTuple):
+    """What one model saves of another's inference FLOPs, at the largest budget of each."""
+
+    share: Interval
+    """Of the two best widths; the ends are of those pairs of widths that save least and most."""
+    widths: tuple[list[int], list[int]]
+    """Of either model, those that cannot be told from its best."""
+
+
+def inference_saving(measured: Sequence[Measured], first: str, second: str) -> InferenceSaving | None:
+    """The share of inference FLOPs that ``first`` saves against ``second``; None if one of them was not measured.
+
+    The best of several widths is best by chance where their intervals overlap, and FLOPs go with the width: so every
+    pair of widths that may be the best is counted.
+    """
+    groups = [among_the_best(measured, model) for model in (first, second)]
+    if not all(groups):
+        return None
+    costs = [[one.inference_flops_per_token for one in group] for group in groups]
+    savings = [1 - ours / theirs for ours in costs[0] for theirs in costs[1]]
+    ours, theirs = (sorted(one.hidden_size for one in group) for group in groups)
+    return InferenceSaving(Interval(savings[0], min(savings), max(savings)), (ours, theirs))
+
+
 def _savings(outcome: Outcome) -> Claim:
     text = (
         f"CALM with K = 4 reaches the Transformer's quality with {TRAINING_SAVING:.0%} fewer training and "
         f"{INFERENCE_SAVING:.0%} fewer inference FLOPs"
     ).replace("%", "\N{NO-BREAK SPACE}%")
     ours, theirs = (outcome.fits["brierlm"].get(model) for model in (calm(4), TRANSFORMER))
-    inference = [inference_flops(outcome.measured, model) for model in (calm(4), TRANSFORMER)]
-    if ours is None or theirs is None or inference[0] is None or not inference[1]:
+    inference = inference_saving(outcome.measured, calm(4), TRANSFORMER)
+    if ours is None or theirs is None or inference is None:
         return Claim(text, CANNOT, FEW)
     whole = training_saving(ours, theirs, _charge(outcome, calm(4)))
     alone = training_saving(ours, theirs, 0.0)
-    saved = 1 - inference[0] / inference[1]
-    found = all_of([verdict(whole, TRAINING_SAVING), verdict(Interval(saved, saved, saved), INFERENCE_SAVING)])
+    found = all_of([verdict(whole, TRAINING_SAVING), verdict(inference.share, INFERENCE_SAVING)])
+    widths = [" or ".join(map(str, of_model)) for of_model in inference.widths]
     evidence = (
         f"at the best score that both reach: training {_share(whole)} with the autoencoder, {_share(alone)} without; "
-        f"inference {_change(saved)}, of the widths that are best at the largest budget"
+        f"inference {_share(inference.share)} at the largest budget, where width {widths[0]} of {label(calm(4))} and "
+        f"{widths[1]} of the {label(TRANSFORMER)} cannot be told from the best"
     )
     return Claim(text, found, evidence)
 

@@ -73,10 +73,18 @@ def clear_of_zero(measured: Sequence[Measured], measure: str) -> list[tuple[Meas
     return [(one, score) for one, score in scores if score is not None and score.low > 0]
 
 
-def inference_flops(measured: Sequence[Measured], model: str) -> float | None:
-    """FLOPs a token of the width that is best at the largest budget; None if ``model`` was not measured."""
-    best = frontier(measured, model, "brierlm")
-    return best[-1].inference_flops_per_token if best else None
+def among_the_best(measured: Sequence[Measured], model: str) -> list[Measured]:
+    """The widths of ``model`` at its largest budget whose BrierLM cannot be told from the best one's, that one first.
+
+    Their intervals overlap its. None if ``model`` was not measured.
+    """
+    best = frontier(measured, model, "brierlm")[-1:]
+    return best + [
+        one
+        for top in best
+        for one in measured
+        if (one.model, one.budget) == (model, top.budget) and one is not top and one.brierlm.high >= top.brierlm.low
+    ]
 
 
 def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list[Measured]:

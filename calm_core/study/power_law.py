@@ -173,8 +173,8 @@ def _deviations(scores: Sequence[Interval]) -> Floats:
 
 def _shared_deviation(scores: Sequence[Interval]) -> float:
     """Of log score, what all points share: that of the point whose interval is the narrowest in proportion."""
-    shares = [(score.high - score.low) / (2 * NORMAL_95 * score.estimate) for score in scores if score.low > 0]
-    return min(shares, default=0.0)
+    shares = [(score.high - score.low) / (2 * NORMAL_95 * score.estimate) for score in scores if score.estimate > 0]
+    return min(shares)
 
 
 def interval(estimate: float, draws: Floats) -> Interval:

@@ -47,13 +47,41 @@ def test_noise_cannot_tell() -> None:
 def test_too_few_points_cannot_tell() -> None:
     found = claims(outcome(points(PAPER)[:1]))
     assert verdicts(found) == [CANNOT] * 6
-    assert all("too few points" in one.evidence for one in found)
+    assert all("too few points, or scores above 0" in one.evidence for one in found)
     assert verdicts(claims(outcome([]))) == [CANNOT] * 6
 
 
 def test_inference_has_to_be_saved_too() -> None:
     assert judged(PAPER, inference=0.67)[0].verdict == DOES_NOT
-    assert "-33\N{NO-BREAK SPACE}%" in judged(PAPER, inference=0.67)[0].evidence
+    assert "inference -33\N{NO-BREAK SPACE}% [" in judged(PAPER, inference=0.67)[0].evidence
+
+
+def test_widths_within_noise_leave_inference_open() -> None:
+    made = points({TRANSFORMER: PAPER[TRANSFORMER]}) + points({calm(4): PAPER[calm(4)]}, inference_flops_per_token=6e5)
+    largest = [one for one in made if one.budget == BUDGETS[-1]]
+
+    def with_width(share: float) -> Claim:
+        # Of both models, at the largest budget: one of twice the width and the FLOPs, one that is half as dear.
+        others = [
+            point(
+                one.model,
+                one.budget,
+                share * one.scores["brierlm"],
+                width,
+                inference_flops_per_token=times * one.inference_flops_per_token,
+            )
+            for one in largest
+            for width, times in ((256, 2.0), (64, 0.5))
+        ]
+        return claims(outcome(made + others))[0]
+
+    assert with_width(0.9).verdict == HOLDS
+    assert "-40\N{NO-BREAK SPACE}% [-40\N{NO-BREAK SPACE}%, -40" in with_width(0.9).evidence
+    close = with_width(0.99)
+    assert close.verdict == CANNOT
+    # 0.5 * 0.6 / 2 and 2 * 0.6 / 0.5 of the Transformer's.
+    assert "-40\N{NO-BREAK SPACE}% [-85\N{NO-BREAK SPACE}%, +140\N{NO-BREAK SPACE}%]" in close.evidence
+    assert "width 64 or 128 or 256 of CALM, K = 4 and 64 or 128 or 256 of the Transformer" in close.evidence
 
 
 def test_saving_at_equal_quality() -> None:

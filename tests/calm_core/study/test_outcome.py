@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from calm_core.study.outcome import frontier, inference_flops, outcome
+from calm_core.study.outcome import among_the_best, frontier, outcome
 from calm_core.study.point import TRANSFORMER, calm
 from tests.calm_core.study.made_up import BUDGETS, point, points
 
@@ -44,15 +44,21 @@ def test_frontier_has_the_best_width_of_each_budget_by_measure() -> None:
         point(calm(4), 2e12, 3.0, 64),
         point(calm(4), 2e12, 2.0, 128),
         point(calm(4), 1e12, 1.0, 64),
-        point(calm(4), 1e12, 1.5, 128, inference_flops_per_token=7.0),
+        point(calm(4), 1e12, 1.5, 128),
         point(TRANSFORMER, 1e12, 9.0),
     ]
     made[0] = replace(made[0], scores=made[0].scores | {"bits_per_byte": 2.5})
     found = outcome(made).measured
     assert [(one.budget, one.hidden_size) for one in frontier(found, calm(4), "brierlm")] == [(1e12, 128), (2e12, 64)]
     assert [one.hidden_size for one in frontier(found, calm(4), "bits_per_byte")][1] == 128
-    assert inference_flops(found, calm(4)) == 1e6
-    assert inference_flops(found, calm(2)) is None
+
+
+def test_widths_within_noise_of_the_best() -> None:
+    scores = {64: 3.0, 128: 2.9, 256: 2.85}  # each with 2 % to both sides
+    made = [point(calm(4), 2e12, score, width) for width, score in scores.items()]
+    found = outcome([point(calm(4), 1e12, 9.0, 32), point(TRANSFORMER, 2e12, 3.0, 512), *reversed(made)]).measured
+    assert [one.hidden_size for one in among_the_best(found, calm(4))] == [64, 128]
+    assert among_the_best(found, calm(2)) == []
 
 
 def test_scores_that_may_be_0_are_part_of_the_fit() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from calm_core.study.power_law import Interval, PowerLaw, _clamped, crossing, fit_power_law
+from calm_core.study.power_law import Interval, PowerLaw, _clamped, _shared_deviation, crossing, fit_power_law
 
 FLOPS = [1e12 * 2.0**exponent for exponent in range(8)]
 
@@ -108,6 +108,8 @@ def test_what_all_points_share_moves_the_line_and_no_exponent() -> None:
     assert found is not None
     assert found.draws[:, 0].std() == pytest.approx(0.1, rel=0.1)
     assert found.draws[:, 1].std() < 0.01
+    # Also where no interval is clear of 0.
+    assert _shared_deviation([Interval(0.0, 0.0, 0.1), Interval(1.0, 0.0, 2.0)]) == pytest.approx(1 / 1.96)
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.2])
@@ -207,6 +209,8 @@ def test_shares_of_draws() -> None:
     assert same[0] is not None
     assert same[1] is not None
     assert crossing(same[0], same[1]).ahead_at_the_end == pytest.approx(0.5, abs=0.05)
+    inside = crossing(law(1.0, 0.6), law(1.2, 0.5))
+    assert (inside.ahead_throughout, inside.ahead_at_the_end) == (0.0, 1.0)
     falling = crossing(law(1.0, -0.1, 0.02, 1), law(2.0, -0.4, 0.02, 2))
     assert (falling.where, falling.gains, falling.gains_more) == ("never", 0.0, 1.0)
     assert crossing(law(1.0, -0.1, 0.02, 1), law(2.0, -0.4, 0.02, 2), higher_is_better=False).gains == 1.0
