@@ -151,7 +151,9 @@ def scores_of(model: str, metrics: dict[str, Any]) -> dict[str, float]:
         for name, end in (("bits_per_byte_low", 0), ("bits_per_byte_high", 1)):
             if name not in found and (value := metrics.get(f"{file}: nats_per_token_ci95.{end}")) is not None:
                 found[name] = value * bits / nats
-    return found
+    accuracy = metrics.get("autoencoder: token_accuracy")
+    # A Transformer's point trains none: what is there is of another run.
+    return found if model == TRANSFORMER or accuracy is None else found | {"token_accuracy": accuracy}
 
 
 def merged(planned: Sequence[Point], known: Sequence[Point]) -> list[Point]:

@@ -25,6 +25,8 @@ class Measured(NamedTuple):
     bits_per_byte: Interval | None
     """The same; without an interval over documents where the points have none."""
     seeds: int
+    token_accuracy: float | None
+    """Share of held-out tokens that the autoencoder rebuilds, under the worst seed; None where it was not recorded."""
 
     def score(self, measure: str) -> Interval | None:
         """One of ``MEASURES``."""
@@ -76,7 +78,7 @@ def clear_of_zero(measured: Sequence[Measured], measure: str) -> list[tuple[Meas
 def among_the_best(measured: Sequence[Measured], model: str) -> list[Measured]:
     """The widths of ``model`` at its largest budget whose BrierLM cannot be told from the best one's, that one first.
 
-    Their intervals overlap its. None if ``model`` was not measured.
+    Their intervals overlap its. Empty if ``model`` was not measured.
     """
     best = frontier(measured, model, "brierlm")[-1:]
     return best + [
@@ -85,6 +87,13 @@ def among_the_best(measured: Sequence[Measured], model: str) -> list[Measured]:
         for one in measured
         if (one.model, one.budget) == (model, top.budget) and one is not top and one.brierlm.high >= top.brierlm.low
     ]
+
+
+def token_accuracy(measured: Sequence[Measured], model: str) -> float | None:
+    """Share of held-out tokens that the autoencoder of ``model`` rebuilds; None where it was not recorded."""
+    return min(
+        (one.token_accuracy for one in measured if one.model == model and one.token_accuracy is not None), default=None
+    )
 
 
 def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list[Measured]:
@@ -108,6 +117,10 @@ def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list
                 brierlm,
                 _score(group, "bits_per_byte", generator),
                 len(group),
+                min(
+                    (point.scores["token_accuracy"] for point in group if "token_accuracy" in point.scores),
+                    default=None,
+                ),
             )
         )
     return sorted(found, key=lambda one: (one.model != TRANSFORMER, one.model, one.budget, one.hidden_size))

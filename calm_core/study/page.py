@@ -6,9 +6,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from calm_core.study.claims import CANNOT, DOES_NOT, HOLDS, claims
+from calm_core.study.claims import CANNOT, DOES_NOT, HOLDS, LEAST_ACCURACY, claims
 from calm_core.study.figures import TITLES, against_inference, against_training, colour, inference_budget
-from calm_core.study.outcome import MEASURES, Outcome, frontier, outcome
+from calm_core.study.outcome import MEASURES, Outcome, frontier, outcome, token_accuracy
 from calm_core.study.point import TRANSFORMER, Point, label
 from calm_core.study.power_law import Crossing, crossing
 
@@ -54,6 +54,8 @@ def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
         ),
         most_seeds=max((one.seeds for one in found.measured), default=0),
         crossings=_crossings(found),
+        least_accuracy=LEAST_ACCURACY,
+        autoencoders=_autoencoders(found),
         facts=facts,
         label=label,
         colour=colour,
@@ -147,6 +149,15 @@ def _laws(found: Outcome) -> list[dict[str, Any]]:
                 }
             if any(score is not None for score in scores):
                 rows.append(row)
+    return rows
+
+
+def _autoencoders(found: Outcome) -> list[dict[str, str]]:
+    rows = []
+    for one in {one.model: one for one in found.measured if one.model != TRANSFORMER}.values():
+        share = token_accuracy(found.measured, one.model)
+        told = "not recorded" if share is None else f"{100 * share:.2f} %"
+        rows.append({"model": one.model, "flops": power(one.autoencoder_flops), "rebuilt": told})
     return rows
 
 

@@ -34,7 +34,8 @@ class Point:
     seconds: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
     """``brierlm``, ``brierlm_low`` and ``brierlm_high`` (95 % interval over documents); where they were measured
-    ``bits_per_byte``, ``bits_per_byte_low`` and ``bits_per_byte_high``."""
+    ``bits_per_byte``, ``bits_per_byte_low`` and ``bits_per_byte_high``, and ``token_accuracy``, the share of held-out
+    tokens that the autoencoder rebuilds."""
 
     @property
     def label(self) -> str:

@@ -244,6 +244,12 @@ def test_scores_are_those_of_the_point_s_model() -> None:
     assert scores_of(TRANSFORMER, metrics | {"transformer: bits_per_byte": 1.5})["bits_per_byte"] == 1.5
 
 
+def test_the_autoencoder_s_share_is_a_score_of_calm() -> None:
+    metrics = {"autoencoder: token_accuracy": 0.98, "calm: brierlm": 1.0, "transformer: brierlm": 2.0}
+    assert scores_of(calm(8), metrics) == {"brierlm": 1.0, "token_accuracy": 0.98}
+    assert scores_of(TRANSFORMER, metrics) == {"brierlm": 2.0}
+
+
 def test_bits_a_byte_take_the_interval_that_there_is() -> None:
     bits = {"transformer: bits_per_byte": 1.5}
     nats = {

@@ -1,6 +1,7 @@
 """Each verdict from points that were made for it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,24 @@ def test_the_best_width_counts() -> None:
     wide = [point(calm(4), budget, 4.0 * (budget / 1e13) ** 0.4, hidden_size=256) for budget in BUDGETS]
     (best,) = [one for one in claims(outcome(made + wide)) if "best frontier" in one.claim]
     assert "2.0" in best.evidence.rsplit(";", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "open_claims"), [(calm(8), [2, 3, 4]), (calm(4), [2, 3, 4]), (calm(2), [4]), (calm(1), [4, 5])]
+)
+def test_an_autoencoder_that_loses_tokens_leaves_claims_about_k_open(model: str, open_claims: list[int]) -> None:
+    made = points(PAPER, 0.01)
+    made = [replace(one, inference_flops_per_token=6e5) if one.model == calm(4) else one for one in made]
+
+    def found(share: float) -> list[Claim]:
+        return claims(outcome([
+            replace(one, scores=one.scores | {"token_accuracy": share if one.model == model else 0.999})
+            if one.model != TRANSFORMER else one for one in made
+        ]))  # fmt: skip
+
+    assert verdicts(found(0.991)) == [HOLDS] * 6
+    assert [number for number, one in enumerate(found(0.989)) if one.verdict == CANNOT] == open_claims
+    assert all("98.9\N{NO-BREAK SPACE}%" in found(0.989)[number].evidence for number in open_claims)
 
 
 def test_verdict_is_about_the_interval() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from calm_core.study.outcome import among_the_best, frontier, outcome
+from calm_core.study.outcome import among_the_best, frontier, outcome, token_accuracy
 from calm_core.study.point import TRANSFORMER, calm
 from tests.calm_core.study.made_up import BUDGETS, point, points
 
@@ -51,6 +51,16 @@ def test_frontier_has_the_best_width_of_each_budget_by_measure() -> None:
     found = outcome(made).measured
     assert [(one.budget, one.hidden_size) for one in frontier(found, calm(4), "brierlm")] == [(1e12, 128), (2e12, 64)]
     assert [one.hidden_size for one in frontier(found, calm(4), "bits_per_byte")][1] == 128
+
+
+def test_the_worst_autoencoder_of_a_model_counts() -> None:
+    made = [
+        replace(one, scores=one.scores | ({"token_accuracy": share} if share else {}))
+        for seed, share in enumerate((0.99, 0.97, None))
+        for one in [point(calm(4), 1e12, 1.0, seed=seed)]
+    ]
+    found = outcome([*made, point(calm(4), 2e12, 1.0), point(calm(8), 1e12, 1.0)]).measured
+    assert (token_accuracy(found, calm(4)), token_accuracy(found, calm(8))) == (0.97, None)
 
 
 def test_widths_within_noise_of_the_best() -> None:

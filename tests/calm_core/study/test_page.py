@@ -60,6 +60,17 @@ def test_failed_and_missing_points_and_measures() -> None:
     assert "not measured" in render_study(bare, FACTS)
 
 
+def test_the_share_of_tokens_that_is_rebuilt() -> None:
+    made = study()
+    assert render_study(made, FACTS).count("<td>not recorded</td>") == 2
+    known = [
+        replace(one, scores=one.scores | {"token_accuracy": 0.98765}) if one.model == calm(8) else one for one in made
+    ]
+    page = render_study(known, FACTS)
+    assert "<td>98.77 %</td>" in page
+    assert page.count("<td>not recorded</td>") == 1
+
+
 def test_it_says_which_points_have_intervals() -> None:
     made = study()
     assert f"For bits a byte {len(made)} of {len(made)} points have no interval" in render_study(made, FACTS)
