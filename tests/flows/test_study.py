@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from calm_core.errors import CalmError
 from calm_core.storage.yaml_io import read_yaml
 from calm_core.study.point import TRANSFORMER, Point, calm
 from flows import study as flow
@@ -224,6 +225,29 @@ def test_names_stand_for_overrides_params_and_code(tiny: Path) -> None:
     params = tiny / "params.yaml"
     params.write_text(params.read_text() + "# a comment\n")
     assert base_digest(tiny) == digest
+
+
+def test_names_stand_for_the_user_s_text(tiny: Path) -> None:
+    # Of what botocore brings nothing is read.
+    default = base_digest(tiny)
+    assert not (tiny / ".checkpoints").exists()
+    with (tiny / ".gitignore").open("a") as ignored:
+        ignored.write("text/\n.checkpoints/\n")
+    params = yaml.safe_load((tiny / "params.yaml").read_text())
+    params["corpus"] |= {"source": "files", "paths": ["text/*.txt"]}
+    (tiny / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (tiny / "text").mkdir()
+    (tiny / "text/one.txt").write_text("a text")
+    digest = base_digest(tiny)
+    assert digest not in (default, "")
+    assert base_digest(tiny) == digest
+    (tiny / "text/one.txt").write_text("another")
+    assert base_digest(tiny) != digest
+    (tiny / "text/one.txt").write_text("a text")
+    assert base_digest(tiny) == digest
+    (tiny / "text/one.txt").unlink()
+    with pytest.raises(CalmError, match="matches no file"):
+        base_digest(tiny)
 
 
 def test_fewer_hours_keep_what_is_done() -> None:
