@@ -148,8 +148,8 @@ def _savings(outcome: Outcome) -> Claim:
     widths = [" or ".join(map(str, of_model)) for of_model in inference.widths]
     evidence = (
         f"at the best score that both reach: training {_share(whole)} with the autoencoder, {_share(alone)} without; "
-        f"inference {_share(inference.share)} at the largest budget, where width {widths[0]} of {label(calm(4))} and "
-        f"{widths[1]} of the {label(TRANSFORMER)} cannot be told from the best"
+        f"inference {_share(inference.share)} at the largest budget, where the best width may be {widths[0]} of "
+        f"{label(calm(4))} and {widths[1]} of the {label(TRANSFORMER)}"
     )
     return Claim(text, found, evidence)
 

@@ -78,7 +78,7 @@ def crossing_sentence(first: str, second: str, found: Crossing) -> str:
     if behind or found.ahead_at_the_end >= AGREED:
         now = f"{ours} is {'behind' if behind else 'ahead'} at the largest budget"
     else:
-        now = "which of the two is ahead at the largest budget cannot be told"
+        now = "either may be ahead at the largest budget"
     span = _span(found)
     if 1 - found.gains >= AGREED:
         return f"No crossing is looked for, since {ours} gains nothing from scale; {now}."
