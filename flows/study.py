@@ -1,12 +1,13 @@
 """The flow `study`: both models over K, widths and budgets, each point a DVC experiment, and a page of what they say.
 
 A point is a run of `reproduce` with overrides and only the stages that it needs. What is done is in
-results/study.json, under names that stand for the overrides, params.yaml and the code that the stages depend on: a
+results/study.json, under names that stand for the overrides, params.yaml, the text and the code of the stages: a
 second run does what is missing, and DVC's cache what the file has lost. The page, results/study.html, is written anew
 after each point. Small budgets come first.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
@@ -23,6 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calm_core.checkout import require_checkout
+from calm_core.corpus.digest import corpus_digest
+from calm_core.params import load_params
 from calm_core.storage.atomic import write_text
 from calm_core.storage.json_io import read_json, write_json
 from calm_core.storage.yaml_io import read_yaml
@@ -141,8 +144,19 @@ def scores_of(model: str, metrics: dict[str, Any]) -> dict[str, float]:
         "brierlm_low": "brierlm_ci95.0",
         "brierlm_high": "brierlm_ci95.1",
         "bits_per_byte": "bits_per_byte",
+        "bits_per_byte_low": "bits_per_byte_ci95.0",
+        "bits_per_byte_high": "bits_per_byte_ci95.1",
     }
-    return {name: metrics[f"{file}: {key}"] for name, key in keys.items() if f"{file}: {key}" in metrics}
+    found = {name: metrics[f"{file}: {key}"] for name, key in keys.items() if f"{file}: {key}" in metrics}
+    bits, nats = found.get("bits_per_byte"), metrics.get(f"{file}: nats_per_token")
+    if bits is not None and nats:
+        # Where the interval is one of nats alone: a byte has the same share of a token at both ends.
+        for name, end in (("bits_per_byte_low", 0), ("bits_per_byte_high", 1)):
+            if name not in found and (value := metrics.get(f"{file}: nats_per_token_ci95.{end}")) is not None:
+                found[name] = value * bits / nats
+    accuracy = metrics.get("autoencoder: token_accuracy")
+    # A Transformer's point trains none: what is there is of another run.
+    return found if model == TRANSFORMER or accuracy is None else found | {"token_accuracy": accuracy}
 
 
 def merged(planned: Sequence[Point], known: Sequence[Point]) -> list[Point]:
@@ -158,16 +172,19 @@ def merged(planned: Sequence[Point], known: Sequence[Point]) -> list[Point]:
 
 
 def point_name(point: Point, digest: str) -> str:
-    """The experiment's: the same for the same overrides, params.yaml and code, ``digest`` standing for the latter."""
+    """The experiment's: the same for the same overrides and ``digest``, which stands for params.yaml, text and code."""
     own = hashlib.sha256(json.dumps([digest, point.overrides]).encode()).hexdigest()[:8]
     budget = f"{point.budget:.3g}".replace("e+", "e")
     return f"study-{point.model}-{point.hidden_size}-{budget}-{own}"
 
 
 def base_digest(folder: Path) -> str:
-    """Stands for all that the points of ``folder`` have in common: params.yaml and what git has of their stages' code.
+    """Stands for what the points of ``folder`` have in common: params.yaml, the text, what git has of their code.
 
     Of files as they are, committed or not: points run in copies that have them so.
+
+    Raises:
+        CalmError: params.yaml has a mistake, or a file of the text that it names cannot be read.
     """
     graph = read_graph(folder)
     needed = graph.with_ancestors([target(TRANSFORMER), target("calm")]).dependencies
@@ -175,7 +192,10 @@ def base_digest(folder: Path) -> str:
     # A stage that DVC makes many of has its entry under `do`, and @ and an item in the name of each.
     entries = [stages[name] for name in sorted({name.partition("@")[0] for name in needed})]
     paths = {path for entry in entries for path in entry.get("do", entry).get("deps", [])} - {"params.yaml"}
-    digest = hashlib.sha256(json.dumps([read_yaml(folder / "params.yaml"), entries], default=str).encode())
+    # As the stage digest_corpus looks at it, with the same record of what was hashed before; paths are the user's.
+    with contextlib.chdir(folder):
+        text = corpus_digest(load_params(), Path(".checkpoints"))
+    digest = hashlib.sha256(json.dumps([read_yaml(folder / "params.yaml"), entries, text], default=str).encode())
     for name in lines_of_zeros(git(folder, "ls-files", "-z", "--", *sorted(paths))) if paths else []:
         file = folder / name.decode(errors="surrogateescape")
         digest.update(name + b"\0" + (file.read_bytes() if file.is_file() else b"") + b"\0")
@@ -231,7 +251,7 @@ def _row(point: Point) -> dict[str, Any]:
 
 
 def _read(root: Path, digest: str) -> dict[str, Any]:
-    """What results/study.json holds, if it is of the same code and params; else a beginning."""
+    """What results/study.json holds, if it is of the same code, text and params; else a beginning."""
     record = read_json(root / RECORD) if (root / RECORD).exists() else {}
     return record if record.get("digest") == digest else {"digest": digest, "points": []}
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from calm_core.report.figures import CALM, NEUTRAL, STYLE, svg
 from calm_core.report.figures import TRANSFORMER as TRANSFORMER_COLOUR
-from calm_core.study.outcome import MEASURES, Measured, Outcome, frontier, usable
+from calm_core.study.outcome import MEASURES, Measured, Outcome, clear_of_zero, frontier
 from calm_core.study.point import TRANSFORMER, label
 from calm_core.study.power_law import Interval, PowerLaw
 
@@ -65,7 +65,7 @@ def against_inference(outcome: Outcome) -> str:
                 of_model = sorted(
                     (one for one in at_budget if one.model == model), key=lambda one: one.inference_flops_per_token
                 )
-                shown = usable(of_model, measure)
+                shown = clear_of_zero(of_model, measure)
                 places = [one.inference_flops_per_token for one, _ in shown]
                 axes.plot(places, [score.estimate for _, score in shown], color=colour(model), linewidth=1.4)
                 _with_intervals(axes, places, [score for _, score in shown], colour(model))
@@ -91,7 +91,7 @@ def _points(
     def place(one: Measured) -> float:
         return one.training_flops + (one.autoencoder_flops if charged else 0.0)
 
-    told, told_others = usable(best, measure), usable(others, measure)
+    told, told_others = clear_of_zero(best, measure), clear_of_zero(others, measure)
     clear = [one for one, _ in (*told, *told_others)]
     ink = colour(best[0].model) if best else NEUTRAL
     unclear = [place(one) for one in (*best, *others) if one not in clear and one.score(measure) is not None]
@@ -152,7 +152,7 @@ def _floor(measured: Sequence[Measured], measure: str) -> float:
     """Where the axis of ``measure`` begins."""
     if measure != "brierlm":
         return 0.0
-    told = [score.low for _, score in usable(measured, measure)]
+    told = [score.low for _, score in clear_of_zero(measured, measure)]
     return max(LOWEST_BRIERLM, 0.7 * min(told, default=0.1))
 
 

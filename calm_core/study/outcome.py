@@ -6,11 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from calm_core.study.point import TRANSFORMER, Point
-from calm_core.study.power_law import DRAWS, Interval, PowerLaw, fit_power_law, interval
+from calm_core.study.power_law import DRAWS, NORMAL_95, Interval, PowerLaw, fit_power_law, interval
 
 MEASURES = ("brierlm", "bits_per_byte")
-
-NORMAL_95 = 1.96
 
 
 class Measured(NamedTuple):
@@ -25,7 +23,10 @@ class Measured(NamedTuple):
     brierlm: Interval
     """Over documents and, from two seeds on, over seeds."""
     bits_per_byte: Interval | None
+    """The same; without an interval over documents where the points have none."""
     seeds: int
+    token_accuracy: float | None
+    """Share of held-out tokens that the autoencoder rebuilds, under the worst seed; None where it was not recorded."""
 
     def score(self, measure: str) -> Interval | None:
         """One of ``MEASURES``."""
@@ -49,11 +50,9 @@ def outcome(points: Sequence[Point]) -> Outcome:
     for measure in MEASURES:
         fits[measure] = {}
         for model in models:
-            best = [
-                (one.training_flops, score.estimate)
-                for one, score in usable(frontier(measured, model, measure), measure)
-            ]
-            fits[measure][model] = fit_power_law([x for x, _ in best], [y for _, y in best], generator)
+            best = [(one.training_flops, one.score(measure)) for one in frontier(measured, model, measure)]
+            scores = [(flops, score) for flops, score in best if score is not None]
+            fits[measure][model] = fit_power_law([x for x, _ in scores], [y for _, y in scores], generator)
     return Outcome(measured, fits)
 
 
@@ -70,16 +69,31 @@ def frontier(measured: Sequence[Measured], model: str, measure: str) -> list[Mea
     return [best[budget][1] for budget in sorted(best)]
 
 
-def usable(measured: Sequence[Measured], measure: str) -> list[tuple[Measured, Interval]]:
-    """Those whose score has a logarithm that says something: the interval lies above 0."""
+def clear_of_zero(measured: Sequence[Measured], measure: str) -> list[tuple[Measured, Interval]]:
+    """Those whose interval lies above 0, which a logarithmic axis can show; fits leave out none."""
     scores = [(one, one.score(measure)) for one in measured]
     return [(one, score) for one, score in scores if score is not None and score.low > 0]
 
 
-def inference_flops(measured: Sequence[Measured], model: str) -> float | None:
-    """FLOPs a token of the width that is best at the largest budget; None if ``model`` was not measured."""
-    best = frontier(measured, model, "brierlm")
-    return best[-1].inference_flops_per_token if best else None
+def among_the_best(measured: Sequence[Measured], model: str) -> list[Measured]:
+    """The widths of ``model`` at its largest budget whose BrierLM cannot be told from the best one's, that one first.
+
+    Their intervals overlap its. Empty if ``model`` was not measured.
+    """
+    best = frontier(measured, model, "brierlm")[-1:]
+    return best + [
+        one
+        for top in best
+        for one in measured
+        if (one.model, one.budget) == (model, top.budget) and one is not top and one.brierlm.high >= top.brierlm.low
+    ]
+
+
+def token_accuracy(measured: Sequence[Measured], model: str) -> float | None:
+    """Share of held-out tokens that the autoencoder of ``model`` rebuilds; None where it was not recorded."""
+    return min(
+        (one.token_accuracy for one in measured if one.model == model and one.token_accuracy is not None), default=None
+    )
 
 
 def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list[Measured]:
@@ -89,9 +103,8 @@ def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list
             groups.setdefault((point.model, point.hidden_size, point.budget), []).append(point)
     found = []
     for (model, hidden_size, budget), group in groups.items():
-        scores = [point.scores["brierlm"] for point in group]
-        low, high = (float(np.mean([point.scores[f"brierlm_{end}"] for point in group])) for end in ("low", "high"))
-        bits = [point.scores["bits_per_byte"] for point in group if "bits_per_byte" in point.scores]
+        brierlm = _score(group, "brierlm", generator)
+        assert brierlm is not None
         one = group[0]
         found.append(
             Measured(
@@ -101,17 +114,29 @@ def _over_seeds(points: Sequence[Point], generator: np.random.Generator) -> list
                 one.training_flops,
                 one.autoencoder_flops,
                 one.inference_flops_per_token,
-                _interval(scores, low, high, generator),
-                _interval(bits, min(bits), min(bits), generator) if bits else None,
+                brierlm,
+                _score(group, "bits_per_byte", generator),
                 len(group),
+                min(
+                    (point.scores["token_accuracy"] for point in group if "token_accuracy" in point.scores),
+                    default=None,
+                ),
             )
         )
     return sorted(found, key=lambda one: (one.model != TRANSFORMER, one.model, one.budget, one.hidden_size))
 
 
-def _interval(scores: list[float], low: float, high: float, generator: np.random.Generator) -> Interval:
-    """The mean of ``scores``, one a seed, where [low, high] is the interval over documents of one of them."""
+def _score(group: Sequence[Point], measure: str, generator: np.random.Generator) -> Interval | None:
+    """The mean over ``group``, one point a seed; None if ``measure`` was not measured.
+
+    A point without an interval of its own, over documents, is taken to have none.
+    """
+    of = [point.scores for point in group if measure in point.scores]
+    if not of:
+        return None
+    scores = [one[measure] for one in of]
     mean = float(np.mean(scores))
+    low, high = (float(np.mean([one.get(f"{measure}_{end}", one[measure]) for one in of])) for end in ("low", "high"))
     if len(scores) == 1:
         return Interval(mean, low, high)
     # Student's distribution for what seeds do, the normal one for what documents do: all seeds meet the same ones.

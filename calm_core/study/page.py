@@ -6,16 +6,20 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from calm_core.study.claims import CANNOT, DOES_NOT, HOLDS, claims
+from calm_core.study.claims import CANNOT, DOES_NOT, HOLDS, LEAST_ACCURACY, claims
 from calm_core.study.figures import TITLES, against_inference, against_training, colour, inference_budget
-from calm_core.study.outcome import MEASURES, Outcome, frontier, outcome
+from calm_core.study.outcome import MEASURES, Outcome, frontier, outcome, token_accuracy
 from calm_core.study.point import TRANSFORMER, Point, label
-from calm_core.study.power_law import Crossing, Interval, crossing
+from calm_core.study.power_law import Crossing, crossing
 
 VERDICT_CLASSES = {HOLDS: "holds", DOES_NOT: "fails", CANNOT: "open"}
 
 FARTHEST = 1000
 """Times the largest budget: beyond it an extrapolation from two decades is no number worth printing."""
+
+
+AGREED = 0.95
+"""Share of the draws that have to say the same before a sentence says it flatly."""
 
 
 def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
@@ -45,7 +49,13 @@ def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
         figures=figures,
         inference_budget=inference_budget(found.measured) if found.measured else None,
         laws=_laws(found),
+        without_interval=sum(
+            "bits_per_byte" in point.scores and "bits_per_byte_low" not in point.scores for point in completed
+        ),
+        most_seeds=max((one.seeds for one in found.measured), default=0),
         crossings=_crossings(found),
+        least_accuracy=LEAST_ACCURACY,
+        autoencoders=_autoencoders(found),
         facts=facts,
         label=label,
         colour=colour,
@@ -61,28 +71,42 @@ def power(value: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def crossing_sentence(first: str, second: str, found: Crossing, largest: float, ahead_at_the_end: bool) -> str:
-    """What ``found`` says of the models ``first`` and ``second``.
-
-    ``ahead_at_the_end``: ``first`` has the better fit at ``largest``, the FLOPs of the largest budget that both have.
-    """
-    ours, theirs = label(first), label(second)
-    span = _span(found.flops)
-    if found.where == "never":
-        now = "ahead" if ahead_at_the_end else "behind"
-        return f"No crossing: {ours} is {now} at the largest budget, and gains less from scale than the {theirs}."
-    if found.flops.estimate > FARTHEST * largest:
+def crossing_sentence(first: str, second: str, found: Crossing) -> str:
+    """What ``found`` says of the models ``first`` and ``second``, flatly where ``AGREED`` of the draws say the same."""
+    ours, theirs = label(first), f"the {label(second)}"
+    behind = 1 - found.ahead_at_the_end >= AGREED
+    if behind or found.ahead_at_the_end >= AGREED:
+        now = f"{ours} is {'behind' if behind else 'ahead'} at the largest budget"
+    else:
+        now = "either may be ahead at the largest budget"
+    span = _span(found)
+    if 1 - found.gains >= AGREED:
+        return f"No crossing is looked for, since {ours} gains nothing from scale; {now}."
+    if 1 - found.gains_more >= AGREED:
+        return f"No crossing after which {ours} stays ahead: it gains less from scale than {theirs}; {now}."
+    if found.ahead_throughout >= AGREED:
+        return f"{ours} is ahead at every budget measured, and gains more from scale."
+    if behind and found.flops.low > FARTHEST * found.largest:
         return f"{ours} is behind, and the fits do not meet within {FARTHEST:,.0f} times the largest budget."
-    if found.where == "ahead":
-        return f"{ours} is ahead at every budget measured, and gains more from scale; the fits meet below, at {span}."
-    if found.where == "within":
-        return f"{ours} overtakes the {theirs} at {span}."
-    return f"{ours} is behind; extrapolated, the fits meet at {span}."
+    bounded = found.flops.high <= FARTHEST * found.largest
+    if found.where == "within" and bounded:
+        return f"{ours} overtakes {theirs} at {span}."
+    if found.where == "beyond" and bounded and behind:
+        return f"{ours} is behind; extrapolated, the fits meet at {span}."
+    return f"Cannot be told: {now}, and the fits meet at {span}."
 
 
-def _span(flops: Interval) -> str:
-    high = "no upper end" if np.isinf(flops.high) or flops.high > 1e30 else power(flops.high)
-    return f"{power(flops.estimate)} FLOPs [{power(flops.low)}, {high}]"
+def _span(found: Crossing) -> str:
+    """The FLOPs and their interval, without numbers so far from the measured range that they say nothing."""
+    least, most = found.smallest / FARTHEST, found.largest * FARTHEST
+    estimate, low, high = found.flops
+    if least <= estimate <= most:
+        middle = f"{power(estimate)} FLOPs"
+    else:
+        middle = f"more than {power(most)} FLOPs" if estimate > most else f"less than {power(least)} FLOPs"
+    lower = "no lower end" if low < least else power(low) if low <= most else power(most)
+    upper = "no upper end" if high > most else power(high) if high >= least else power(least)
+    return f"{middle} [{lower}, {upper}]"
 
 
 def _tiles(found: Outcome) -> list[dict[str, str]]:
@@ -128,6 +152,15 @@ def _laws(found: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
+def _autoencoders(found: Outcome) -> list[dict[str, str]]:
+    rows = []
+    for one in {one.model: one for one in found.measured if one.model != TRANSFORMER}.values():
+        share = token_accuracy(found.measured, one.model)
+        told = "not recorded" if share is None else f"{100 * share:.2f} %"
+        rows.append({"model": one.model, "flops": power(one.autoencoder_flops), "rebuilt": told})
+    return rows
+
+
 def _crossings(found: Outcome) -> list[dict[str, str]]:
     rows = []
     for measure in MEASURES:
@@ -137,13 +170,10 @@ def _crossings(found: Outcome) -> list[dict[str, str]]:
             if model == TRANSFORMER or law is None or baseline is None:
                 continue
             higher = measure == "brierlm"
-            sentences = {}
             charges = {"alone": 0.0, "whole": frontier(found.measured, model, measure)[-1].autoencoder_flops}
-            for account, charge in charges.items():
-                budget = min(law.largest + charge, baseline.largest)
-                left = max(budget - charge, law.smallest)
-                better = law.log_score(left).estimate > baseline.log_score(budget).estimate
-                where = crossing(law, baseline, charge, higher)
-                sentences[account] = crossing_sentence(model, TRANSFORMER, where, budget, better == higher)
+            sentences = {
+                account: crossing_sentence(model, TRANSFORMER, crossing(law, baseline, charge, higher))
+                for account, charge in charges.items()
+            }
             rows.append({"measure": TITLES[measure].split(" (")[0], "model": model, **sentences})
     return rows

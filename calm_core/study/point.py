@@ -33,7 +33,9 @@ class Point:
     state: State = "planned"
     seconds: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    """``brierlm``, ``brierlm_low`` and ``brierlm_high`` (95 % interval), ``bits_per_byte`` where it was measured."""
+    """``brierlm``, ``brierlm_low`` and ``brierlm_high`` (95 % interval over documents); where they were measured
+    ``bits_per_byte``, ``bits_per_byte_low`` and ``bits_per_byte_high``, and ``token_accuracy``, the share of held-out
+    tokens that the autoencoder rebuilds."""
 
     @property
     def label(self) -> str:

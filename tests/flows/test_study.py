@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from calm_core.errors import CalmError
 from calm_core.storage.yaml_io import read_yaml
 from calm_core.study.point import TRANSFORMER, Point, calm
 from flows import study as flow
@@ -226,6 +227,29 @@ def test_names_stand_for_overrides_params_and_code(tiny: Path) -> None:
     assert base_digest(tiny) == digest
 
 
+def test_names_stand_for_the_user_s_text(tiny: Path) -> None:
+    # Of what botocore brings nothing is read.
+    default = base_digest(tiny)
+    assert not (tiny / ".checkpoints").exists()
+    with (tiny / ".gitignore").open("a") as ignored:
+        ignored.write("text/\n.checkpoints/\n")
+    params = yaml.safe_load((tiny / "params.yaml").read_text())
+    params["corpus"] |= {"source": "files", "paths": ["text/*.txt"]}
+    (tiny / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (tiny / "text").mkdir()
+    (tiny / "text/one.txt").write_text("a text")
+    digest = base_digest(tiny)
+    assert digest not in (default, "")
+    assert base_digest(tiny) == digest
+    (tiny / "text/one.txt").write_text("another")
+    assert base_digest(tiny) != digest
+    (tiny / "text/one.txt").write_text("a text")
+    assert base_digest(tiny) == digest
+    (tiny / "text/one.txt").unlink()
+    with pytest.raises(CalmError, match="matches no file"):
+        base_digest(tiny)
+
+
 def test_fewer_hours_keep_what_is_done() -> None:
     done = replace(PLANNED[2], state="completed", seconds=9.0, scores={"brierlm": 2.0})
     failed = replace(PLANNED[3], state="failed", seconds=5.0)
@@ -242,6 +266,27 @@ def test_scores_are_those_of_the_point_s_model() -> None:
     }
     assert scores_of(calm(4), metrics) == {"brierlm": 1.0, "brierlm_low": 0.5, "brierlm_high": 1.5}
     assert scores_of(TRANSFORMER, metrics | {"transformer: bits_per_byte": 1.5})["bits_per_byte"] == 1.5
+
+
+def test_the_autoencoder_s_share_is_a_score_of_calm() -> None:
+    metrics = {"autoencoder: token_accuracy": 0.98, "calm: brierlm": 1.0, "transformer: brierlm": 2.0}
+    assert scores_of(calm(8), metrics) == {"brierlm": 1.0, "token_accuracy": 0.98}
+    assert scores_of(TRANSFORMER, metrics) == {"brierlm": 2.0}
+
+
+def test_bits_a_byte_take_the_interval_that_there_is() -> None:
+    bits = {"transformer: bits_per_byte": 1.5}
+    nats = {
+        "transformer: nats_per_token": 3.0,
+        "transformer: nats_per_token_ci95.0": 2.8,
+        "transformer: nats_per_token_ci95.1": 3.4,
+    }
+    own = {"transformer: bits_per_byte_ci95.0": 1.3, "transformer: bits_per_byte_ci95.1": 1.6}
+    assert scores_of(TRANSFORMER, bits) == {"bits_per_byte": 1.5}
+    scaled = scores_of(TRANSFORMER, bits | nats)
+    assert (scaled["bits_per_byte_low"], scaled["bits_per_byte_high"]) == pytest.approx((1.4, 1.7))
+    told = scores_of(TRANSFORMER, bits | nats | own)
+    assert (told["bits_per_byte_low"], told["bits_per_byte_high"]) == (1.3, 1.6)
 
 
 def test_the_plan_as_a_table() -> None:

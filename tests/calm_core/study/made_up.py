@@ -10,7 +10,7 @@ MODELS = (TRANSFORMER, calm(1), calm(2), calm(4), calm(8))
 
 
 def point(model: str, budget: float, brierlm: float, hidden_size: int = 128, seed: int = 0, **others: float) -> Point:
-    """A completed point, whose interval is a tenth of the score to both sides."""
+    """A completed point, whose interval is a fiftieth of the score to both sides."""
     return Point(
         model=model,
         hidden_size=hidden_size,
@@ -25,7 +25,12 @@ def point(model: str, budget: float, brierlm: float, hidden_size: int = 128, see
         planned_seconds=60.0,
         state="completed",
         seconds=50.0,
-        scores={"brierlm": brierlm, "brierlm_low": 0.9 * brierlm, "brierlm_high": 1.1 * brierlm, "bits_per_byte": 2.0},
+        scores={
+            "brierlm": brierlm,
+            "brierlm_low": 0.98 * brierlm,
+            "brierlm_high": 1.02 * brierlm,
+            "bits_per_byte": 2.0,
+        },
     )
 
 

@@ -28,6 +28,9 @@ def test_all_of_it() -> None:
     assert not re.search(r"""(src|href)=["'](?!#)|url\((?!#)|@import""", page)
     assert "CALM, K = 8" in page
     assert "Where the curves cross" in page
+    assert "two seeds or more: none here has" in page
+    twice = study() + [replace(one, seed=1) for one in study()]
+    assert "two seeds or more." in render_study(twice, FACTS)
 
 
 @pytest.mark.slow
@@ -57,18 +60,77 @@ def test_failed_and_missing_points_and_measures() -> None:
     assert "not measured" in render_study(bare, FACTS)
 
 
-def test_sentences_about_crossings() -> None:
-    def told(where: str, estimate: float, high: float = 2e14, ahead: bool = False) -> str:
-        flops = Interval(estimate, 1e13, high)
-        return crossing_sentence(calm(4), TRANSFORMER, Crossing(flops, where), 1e14, ahead)  # type: ignore[arg-type]
+def test_the_share_of_tokens_that_is_rebuilt() -> None:
+    made = study()
+    assert render_study(made, FACTS).count("<td>not recorded</td>") == 2
+    known = [
+        replace(one, scores=one.scores | {"token_accuracy": 0.98765}) if one.model == calm(8) else one for one in made
+    ]
+    page = render_study(known, FACTS)
+    assert "<td>98.77 %</td>" in page
+    assert page.count("<td>not recorded</td>") == 1
 
-    assert told("within", 5e13) == "CALM, K = 4 overtakes the Transformer at 5.00e13 FLOPs [1.00e13, 2.00e14]."
-    assert "no upper end" in told("beyond", 5e15, float("inf"))
-    assert "extrapolated" in told("beyond", 5e15)
-    assert "do not meet within 1,000 times" in told("beyond", 5e18)
-    assert "is ahead at every budget" in told("ahead", 1e11)
-    assert told("never", float("inf")).startswith("No crossing: CALM, K = 4 is behind")
-    assert "is ahead at the largest" in told("never", float("inf"), ahead=True)
+
+def test_it_says_which_points_have_intervals() -> None:
+    made = study()
+    assert f"For bits a byte {len(made)} of {len(made)} points have no interval" in render_study(made, FACTS)
+    ends = {"bits_per_byte_low": 1.9, "bits_per_byte_high": 2.2}
+    page = render_study([replace(one, scores=one.scores | ends) for one in made], FACTS)
+    assert "have no interval" not in page
+    assert page.count("2.000 [1.900, 2.200]") == len(made)
+
+
+INFINITY = float("inf")
+
+
+def told(estimate: float, low: float, high: float, **shares: float) -> str:
+    """The sentence about budgets from 1e12 to 1e14, where by all draws CALM gains more and is behind."""
+    where = (
+        "never" if estimate == INFINITY else "ahead" if estimate < 1e12 else "within" if estimate <= 1e14 else "beyond"
+    )
+    found = Crossing(Interval(estimate, low, high), where, 1e12, 1e14, 1.0, 1.0, 0.0, 0.0)  # type: ignore[arg-type]
+    return crossing_sentence(calm(4), TRANSFORMER, found._replace(**shares))  # type: ignore[arg-type]
+
+
+def test_sentences_about_crossings_where_draws_agree() -> None:
+    assert told(5e13, 1e13, 2e14) == "CALM, K = 4 overtakes the Transformer at 5.00e13 FLOPs [1.00e13, 2.00e14]."
+    assert (
+        told(5e15, 1e15, 9e16)
+        == "CALM, K = 4 is behind; extrapolated, the fits meet at 5.00e15 FLOPs [1.00e15, 9.00e16]."
+    )
+    assert "do not meet within 1,000 times" in told(5e18, 2e17, INFINITY)
+    assert "is ahead at every budget" in told(1e11, 1e9, 9e11, ahead_throughout=0.96, ahead_at_the_end=1.0)
+    never = {"estimate": INFINITY, "low": INFINITY, "high": INFINITY}
+    assert "gains less from scale than the Transformer; CALM, K = 4 is behind" in told(**never, gains_more=0.04)
+    assert "; CALM, K = 4 is ahead at" in told(**never, gains_more=0.04, ahead_at_the_end=0.96)
+    assert "either may be ahead at the largest budget" in told(**never, gains_more=0.04, ahead_at_the_end=0.5)
+    # Two models that fall with scale: which falls the faster is no question of gains.
+    falls = told(**never, gains=0.0, gains_more=1.0)
+    assert "gains nothing from scale" in falls
+    assert "gains less" not in falls
+
+
+@pytest.mark.parametrize(
+    ("flops", "shares", "end"),
+    [
+        ((INFINITY, 2e13, INFINITY), {"gains_more": 0.3}, "more than 1.00e17 FLOPs [2.00e13, no upper end]."),
+        (
+            (1e11, 1e3, 5e13),
+            {"ahead_throughout": 0.8, "ahead_at_the_end": 0.9},
+            "1.00e11 FLOPs [no lower end, 5.00e13].",
+        ),
+        ((5e13, 1e13, INFINITY), {"gains_more": 0.9}, "5.00e13 FLOPs [1.00e13, no upper end]."),
+        ((5e15, 5e13, INFINITY), {"gains_more": 0.9}, "5.00e15 FLOPs [5.00e13, no upper end]."),
+        ((5e15, 5e13, 9e15), {"ahead_at_the_end": 0.2}, "5.00e15 FLOPs [5.00e13, 9.00e15]."),
+        ((5e18, 5e13, INFINITY), {}, "more than 1.00e17 FLOPs [5.00e13, no upper end]."),
+    ],
+)
+def test_sentences_about_crossings_where_draws_differ(
+    flops: tuple[float, float, float], shares: dict[str, float], end: str
+) -> None:
+    sentence = told(*flops, **shares)
+    assert sentence.startswith("Cannot be told: ")
+    assert sentence.endswith(f", and the fits meet at {end}")
 
 
 def test_numbers_of_flops() -> None:
