@@ -17,8 +17,9 @@ from stages.runner.users_tree import in_users_tree
 def main(params: Params) -> None:
     """Write tokenizer, token shards and their description."""
     kept = FinishedFiles(folder_of("tokenise", params, _inputs(params)).absolute(), "tokenise")
+    groups = Path("data/groups.parquet").absolute()
     with whole_directory(Path("data/tokens").absolute()) as folder, in_users_tree():
-        splits = tokenise(params, folder, kept, Path("data/groups.parquet").absolute())["splits"]
+        splits = tokenise(params, folder, kept, groups)["splits"]
     mark_finished(kept.folder)
     for split, counts in splits.items():
         print(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens{_seen(counts)}")
