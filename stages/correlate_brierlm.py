@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
 from calm_core.corpus.groups import read_groups
@@ -97,7 +95,7 @@ def _checkpoints(
 ) -> list[dict[str, Any]]:
     """A row for each checkpoint in ``folder``; ``score`` gives sums of Brier scores, and ``measure`` of likelihood."""
     split = params.evaluation.split
-    groups = torch.from_numpy(read_groups(GROUPS, split, len(TokenStream(TOKENS, split).document_ends)))
+    groups = read_groups(GROUPS, split, len(TokenStream(TOKENS, split).document_ends))
     rows = []
     for checkpoint in sorted(folder.iterdir()):
         sums, nats = score(checkpoint)

@@ -4,8 +4,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from calm_core.calm.folder import load_calm
 from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brierlm import evaluate_calm
@@ -51,7 +49,7 @@ def main(params: Params, places: Places = RUN) -> None:
     model.to(device)
     autoencoder.to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.calm.context_tokens
-    groups = torch.from_numpy(read_groups(GROUPS, settings.split, len(tokens.document_ends)))
+    groups = read_groups(GROUPS, settings.split, len(tokens.document_ends))
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
     score = partial(evaluate_calm, model, autoencoder, samples=settings.samples)
     draws = generator(params.seed, STAGE, "bootstrap")

@@ -3,8 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_transformer
 from calm_core.evaluation.likelihood import (
@@ -41,7 +39,7 @@ def main(params: Params, places: Places = RUN) -> None:
     require_tokenizer_of(folder, TOKENS)
     model = load_model(Transformer, folder).to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.transformer.context_tokens
-    groups = torch.from_numpy(read_groups(GROUPS, settings.split, len(tokens.document_ends)))
+    groups = read_groups(GROUPS, settings.split, len(tokens.document_ends))
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
     patch_size, draws = params.autoencoder.patch_size, generator(params.seed, STAGE, "bootstrap")
     score = partial(evaluate_transformer, model, patch_size=patch_size, samples=settings.samples)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
+from torch import Tensor
 
 from calm_core.errors import CalmError
 from calm_core.storage.atomic import write_bytes
@@ -26,7 +28,7 @@ def write_groups(path: Path, groups: Mapping[str, np.ndarray]) -> None:
     write_bytes(path, content.getvalue())
 
 
-def read_groups(path: Path, split: str, documents: int) -> np.ndarray:
+def read_groups(path: Path, split: str, documents: int) -> Tensor:
     """The groups of the ``documents`` of ``split``, [documents] int64, numbered from 0 on.
 
     Raises:
@@ -38,4 +40,4 @@ def read_groups(path: Path, split: str, documents: int) -> np.ndarray:
         found = pl.read_parquet(file).filter(pl.col("split") == split).sort("document")["group"].to_numpy()
     if len(found) != documents:
         raise CalmError(f"{path} is of {len(found)} documents of {split}, which has {documents}; run `dvc repro`")
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+    return torch.from_numpy(np.unique(found, return_inverse=True)[1].astype(np.int64))
