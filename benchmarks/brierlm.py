@@ -64,7 +64,7 @@ def calm_result(patch_size: int, generator: torch.Generator) -> Result:
     autoencoder.initialise(generator)
     model = Calm(CalmConfig(VOCABULARY, patch_size, 64, BACKBONE, EnergyHeadConfig(2)))
     model.initialise(generator)
-    last = model.head.output[-1]  # type: ignore[attr-defined]
+    last = model.latent_head.output[-1]  # type: ignore[attr-defined]
     last.weight.normal_(0.0, 0.03, generator=generator)
     last.bias.normal_(0.0, 1.0, generator=generator)
     prompts = align_prompts([[index] * patch_size for index in range(DOCUMENTS)], patch_size, 0)
@@ -121,7 +121,8 @@ def _calm_position(
     while len(drawn) * model.config.patch_size < MAX_TOKENS:
         if drawn:
             hidden_states = model(drawn[-1][:, None], branch)[:, -1]
-        latents = model.head.sample(hidden_states, model.head.sampling_draws((SAMPLES,), generator))
+        head = model.latent_head
+        latents = head.sample(hidden_states, head.sampling_draws((SAMPLES,), generator))
         drawn.append(autoencoder.decode(latents))
     return torch.cat(drawn, dim=-1)[:, :MAX_TOKENS]
 

@@ -10,6 +10,7 @@ from calm_core.autoencoder.model import Autoencoder, Posterior
 from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.calm.training import calm_config, head_objective
 from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import LanguageModelParams, Params
@@ -51,9 +52,11 @@ def calm_step(params: Params) -> CalmStep:
     posterior = Posterior(*torch.zeros(2, positions, coder.latent_size))
 
     def loss() -> Tensor:
+        if isinstance(model.head, TokenHead):
+            return model.head.loss(model(patches), patches)
         hidden_states = model(model.inputs(patches, autoencoder)).flatten(0, 1)
-        head_draws = model.head.training_draws(positions, objective, GeneratorDraws(draws))
-        return model.head.loss(hidden_states, posterior, head_draws, objective).total
+        head_draws = model.latent_head.training_draws(positions, objective, GeneratorDraws(draws))
+        return model.latent_head.loss(hidden_states, posterior, head_draws, objective).total
 
     return CalmStep(model, autoencoder, objective, _step(model, loss, section, params.runtime.precision))
 

@@ -16,6 +16,7 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.costs.flops import calm_flops, decoder_parameters
 from calm_core.inference.decoding import Prompts, Sampling, Step, align_prompts, calm_steps, transformer_steps
 from calm_core.nn.backbone import BackboneConfig
@@ -79,15 +80,17 @@ def temperature() -> list[Result]:
 
 def models() -> tuple[Calm, Autoencoder, str]:
     """CALM and its autoencoder, trained where ``make repro`` has run, and which weights they have."""
-    folder = Path("models/calm")
+    folder = Path("beside/paper-objective/models/calm")
     if (folder / "model.safetensors").is_file():
-        return *load_calm(folder), "of the default run"
+        calm, autoencoder = load_calm(folder)
+        assert autoencoder is not None
+        return calm, autoencoder, "of the default run"
     generator = torch.Generator().manual_seed(0)
     autoencoder = Autoencoder(AutoencoderConfig(VOCABULARY, PATCH_SIZE, 96, 192, 64))
     calm = Calm(CalmConfig(VOCABULARY, PATCH_SIZE, 64, BACKBONE, EnergyHeadConfig(2)))
     autoencoder.initialise(generator)
     calm.initialise(generator)
-    last = calm.head.output[-1]  # type: ignore[attr-defined]
+    last = calm.latent_head.output[-1]  # type: ignore[attr-defined]
     with torch.no_grad():
         last.weight.normal_(0.0, 0.03, generator=generator)
     return calm, autoencoder, "random"
@@ -103,6 +106,7 @@ def _flops_of_a_patch(model: Calm, autoencoder: Autoencoder, draws: int) -> floa
     """FLOPs of one step of generation a text: the backbone once, head and decoder for each of ``draws`` samples."""
     config = model.config
     once = calm_flops(config, autoencoder.config, PROMPT // PATCH_SIZE, 1).inference_per_token * PATCH_SIZE
+    assert not isinstance(config.head, TokenHeadConfig)  # its patches are not chosen among samples
     sampling = config.head.sampling_weights(config.backbone.hidden_size, config.latent_size)
     return once + 2 * (draws - 1) * (sampling + decoder_parameters(autoencoder.config))
 

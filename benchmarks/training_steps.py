@@ -73,8 +73,8 @@ def calm_step(
     objective = HeadObjective(samples=8, target_samples=100)
 
     def loss() -> Tensor:
-        draws = model.head.training_draws(positions, objective, GeneratorDraws(generator))
-        return model.head.loss(model(token_ids).flatten(0, 1), posterior, draws, objective).total
+        draws = model.latent_head.training_draws(positions, objective, GeneratorDraws(generator))
+        return model.latent_head.loss(model(token_ids).flatten(0, 1), posterior, draws, objective).total
 
     flops = calm_flops(config, coder, patches, objective.samples).training_per_token
     return Step(_step(model, loss), flops * token_ids.numel())

@@ -236,7 +236,10 @@ class CalmParams(LanguageModelParams):
     checkpoints: Annotated[int, Field(ge=3, le=10_000)]
     input: Literal["tokens", "latents"]
     latents: Literal["encoded", "online"]
-    head: Literal["energy", "diffusion", "flow"]
+    head: Literal["tokens", "energy", "diffusion", "flow"]
+    token_hidden_size: Width
+    token_intermediate_size: Width
+    token_layers: Layers
     head_blocks: Layers
     noise_size: Width
     samples: Samples
@@ -248,6 +251,14 @@ class CalmParams(LanguageModelParams):
     diffusion_steps: Annotated[int, Field(ge=2, le=1000)]
     flow_solver: Literal["euler", "midpoint"]
     flow_steps: SamplingSteps
+
+    @model_validator(mode="after")
+    def _a_token_head_has_no_latents(self) -> Self:
+        if self.head == "tokens" and self.input == "latents":
+            raise ValueError(
+                "input latents needs a head that predicts latents; head tokens does not, write input: tokens"
+            )
+        return self
 
 
 class EvaluationParams(Section):

@@ -4,20 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm
 from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brier import by_document, with_groups
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
 from calm_core.evaluation.correlation import correlation
 from calm_core.evaluation.intervals import estimate_brierlm
-from calm_core.evaluation.likelihood import TEMPERATURES, calm_surprise, likelihood_blocks
+from calm_core.evaluation.likelihood import TEMPERATURES, calm_surprise, likelihood_blocks, token_head_surprise
 from calm_core.params import Params
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import read_json, write_json
-from calm_core.storage.model_folder import AUTOENCODER, load_model
+from calm_core.storage.model_folder import load_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
@@ -29,8 +29,8 @@ STAGE = "correlate_brierlm"
 TOKENS, GROUPS = Path("data/tokens"), Path("data/groups.parquet")
 
 SAMPLES_OF_TRANSFORMER, SAMPLES_OF_CALM = 1, 6
-"""A position, for BrierLM. Of the Transformer, whose accuracy term is exact, positions are worth more than samples; of
-CALM, six have fifteen pairs, from which the collision term is estimated."""
+"""A position, for BrierLM. Of the Transformer, and of a CALM with a token head, the accuracy term is exact: positions
+are worth more than samples. Of another CALM, six have fifteen pairs, from which the collision term is estimated."""
 
 SAMPLES_OF_BOUND, FEWER_TOKENS = 16, 4
 """N of the bound of CALM's likelihood, on so many times fewer tokens than evaluate_calm's."""
@@ -52,10 +52,20 @@ def main(params: Params, places: Places = RUN) -> None:
 
 def _of_calm(params: Params, places: Places) -> dict[str, Any]:
     device, blocks = choose_device(params.runtime.device), _blocks(params, params.calm.context_tokens)
-    autoencoder = load_model(Autoencoder, places.models / "calm" / AUTOENCODER).to(device)
+    measure, some = "nats_per_token", likelihood_blocks(blocks, params.evaluation.likelihood_tokens // FEWER_TOKENS)
+    _, autoencoder = load_calm(places.models / "calm")
+    if autoencoder is None:
+
+        def known(folder: Path) -> tuple[Any, float]:
+            model = load_model(Calm, folder).to(device)
+            nats = token_head_surprise(model, some).nats.mean()
+            return evaluate_calm(model, None, blocks, SAMPLES_OF_TRANSFORMER), float(nats)
+
+        rows = _checkpoints(params, places.models / "calm_checkpoints", measure, known)
+        return {**_correlation(rows, measure), "checkpoints": rows}
+    autoencoder.to(device)
     # That of the final model for all: the bounds of models with other decoders could not be compared.
     temperature = float(read_json(places.scores("calm").with_suffix(".json"))["decoder_temperature"])
-    some = likelihood_blocks(blocks, params.evaluation.likelihood_tokens // FEWER_TOKENS)
 
     def score(folder: Path) -> tuple[Any, float]:
         model = load_model(Calm, folder).to(device)
@@ -63,9 +73,9 @@ def _of_calm(params: Params, places: Places) -> dict[str, Any]:
         nats = surprise.nats[TEMPERATURES.index(temperature), 0].sum() / surprise.tokens.sum()
         return evaluate_calm(model, autoencoder, blocks, SAMPLES_OF_CALM), float(nats)
 
-    rows = _checkpoints(params, places.models / "calm_checkpoints", "nats_per_token", score)
+    rows = _checkpoints(params, places.models / "calm_checkpoints", measure, score)
     return {
-        **_correlation(rows, "nats_per_token"),
+        **_correlation(rows, measure),
         "samples": SAMPLES_OF_BOUND,
         "decoder_temperature": temperature,
         "checkpoints": rows,

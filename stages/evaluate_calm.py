@@ -1,21 +1,28 @@
-"""Stage evaluate_calm: held-out tokens and a CALM -> results/scores/calm, with bounds of its likelihood."""
+"""Stage evaluate_calm: held-out tokens and a CALM -> results/scores/calm, with its likelihood or bounds of that."""
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
+from calm_core.calm.model import Calm
 from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brierlm import evaluate_calm
 from calm_core.evaluation.likelihood import (
     SAMPLES,
-    Surprise,
     best_temperature,
     calm_surprise,
+    described,
     described_bound,
     grouped,
+    likelihood,
     likelihood_blocks,
     scored_bytes,
+    token_head_surprise,
 )
 from calm_core.evaluation.scores import score_places, write_scores
 from calm_core.params import Params
@@ -47,7 +54,8 @@ def main(params: Params, places: Places = RUN) -> None:
     require_tokenizer_of(folder, TOKENS)
     model, autoencoder = load_calm(folder)
     model.to(device)
-    autoencoder.to(device)
+    if autoencoder is not None:
+        autoencoder.to(device)
     tokens, context = TokenStream(TOKENS, settings.split), params.calm.context_tokens
     groups = read_groups(GROUPS, settings.split, len(tokens.document_ends))
     blocks = EvaluationBlocks(tokens, context, settings.batch_sequences, settings.tokens, params.seed)
@@ -56,18 +64,28 @@ def main(params: Params, places: Places = RUN) -> None:
     patch_size = model.config.patch_size
     found = score_places(score, blocks, patch_size, settings.split, groups, settings.bootstrap_resamples, draws)
     some = likelihood_blocks(blocks, settings.likelihood_tokens)
-    bounds = calm_surprise(model, autoencoder, some)
+    text_bytes = scored_bytes(load_tokenizer(folder / TOKENIZER), some, patch_size)
+    more: dict[str, Any]
+    if autoencoder is None:
+        surprise = grouped(token_head_surprise(model, some), groups)
+        more = described(likelihood(surprise, text_bytes), surprise, text_bytes)
+    else:
+        more = _bounds(params, model, autoencoder, some, groups, text_bytes)
+    write_scores(places.scores("calm"), found._replace(summary={**found.summary, **more}))
 
-    def choosing() -> Surprise:
-        if settings.split == CHOOSING:
-            return bounds
+
+def _bounds(
+    params: Params, model: Calm, autoencoder: Autoencoder, blocks: EvaluationBlocks, groups: Tensor, text_bytes: int
+) -> dict[str, Any]:
+    """Bounds of the likelihood of ``blocks``, and which of them is at the temperature that other text chooses."""
+    settings = params.evaluation
+    bounds = calm_surprise(model, autoencoder, blocks)
+    choosing = bounds
+    if settings.split != CHOOSING:
         there = replace(blocks, tokens=TokenStream(TOKENS, CHOOSING))
         fewer = likelihood_blocks(there, settings.likelihood_tokens // FEWER_TOKENS)
-        return calm_surprise(model, autoencoder, fewer, SAMPLES[-1:])
-
-    text_bytes = scored_bytes(load_tokenizer(folder / TOKENIZER), some, patch_size)
-    likelihood = described_bound(grouped(bounds, groups), best_temperature(choosing()), text_bytes)
-    write_scores(places.scores("calm"), found._replace(summary={**found.summary, **likelihood}))
+        choosing = calm_surprise(model, autoencoder, fewer, SAMPLES[-1:])
+    return described_bound(grouped(bounds, groups), best_temperature(choosing), text_bytes)
 
 
 if __name__ == "__main__":

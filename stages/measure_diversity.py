@@ -75,7 +75,8 @@ def main(params: Params) -> None:
     calm, autoencoder = load_calm(CALM)
     transformer = load_model(Transformer, TRANSFORMER)
     for model in (calm, autoencoder, transformer):
-        model.to(device)
+        if model is not None:
+            model.to(device)
     context = min(params.calm.context_tokens, params.transformer.context_tokens)
     split, prompts = params.evaluation.split, params.evaluation.diversity_prompts
     places = _places(split, prompts, context, calm.config.patch_size)

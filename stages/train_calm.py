@@ -20,8 +20,9 @@ TOKENS = Path("data/tokens")
 
 
 def main(params: Params, places: Places = RUN) -> Measured:
-    """Train and write, the frozen autoencoder beside the model."""
-    encoded = params.calm.latents == "encoded"
+    """Train and write, the frozen autoencoder beside the model; with a token head its folder is empty."""
+    decoded = params.calm.head != "tokens"
+    encoded = decoded and params.calm.latents == "encoded"
     trained, model_folder = places.models / "autoencoder", places.models / "calm"
 
     def verify() -> None:
@@ -46,8 +47,11 @@ def main(params: Params, places: Places = RUN) -> Measured:
     tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)
     save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening)
-    # A CALM is useless without the decoder of its latents, so its folder has both.
-    save_model(autoencoder, tokenizer, model_folder / AUTOENCODER)
+    if decoded:
+        # A CALM is useless without the decoder of its latents, so its folder has both.
+        save_model(autoencoder, tokenizer, model_folder / AUTOENCODER)
+    else:
+        (model_folder / AUTOENCODER).mkdir()  # dvc.yaml names it as an output, whatever the head
     return session.finish(params.calm.training_tokens)
 
 

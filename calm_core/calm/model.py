@@ -3,7 +3,8 @@
 Notable:
 - the input of a position is the K tokens of a patch, squeezed; the latent itself, an ablation, is brittle to feed back;
 - no softmax: the head samples a latent, and the frozen autoencoder decodes it into K tokens;
-- any head will do that keeps to ``head.Head``: energy, diffusion or flow matching.
+- any head will do that keeps to ``head.Head``: energy, diffusion or flow matching. They are told apart from
+  ``token_head.TokenHead``, which has a likelihood and no latents, and needs no autoencoder.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from calm_core.calm.diffusion_head import DiffusionHeadConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.head import Head
+from calm_core.calm.token_head import TokenHead, TokenHeadConfig
 from calm_core.nn.backbone import Backbone, BackboneConfig, KeyValueCache
 from calm_core.nn.layers import LayerNorm, initialise
 from calm_core.nn.limits import PatchSize, VocabularySize, Width
 
-AnyHeadConfig = EnergyHeadConfig | DiffusionHeadConfig | FlowHeadConfig
+LatentHeadConfig = EnergyHeadConfig | DiffusionHeadConfig | FlowHeadConfig
+AnyHeadConfig = LatentHeadConfig | TokenHeadConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class CalmConfig:
     vocabulary_size: VocabularySize = 128_256
     patch_size: PatchSize = 4
     latent_size: Width = 128
+    """Of the vector that stands for a patch; with a token head that is the hidden state."""
     backbone: BackboneConfig = BackboneConfig(1024, 2752, 16, 16, 16)
     head: AnyHeadConfig = EnergyHeadConfig()
     input: Literal["tokens", "latents"] = "tokens"
@@ -62,7 +66,7 @@ class LatentEmbedding(nn.Module):
 
 
 class Calm(nn.Module):
-    """Patches in, hidden states out, from which ``head`` samples each next latent."""
+    """Patches in, hidden states out, from which ``head`` samples each next latent, or each next patch."""
 
     def __init__(self, config: CalmConfig) -> None:
         super().__init__()
@@ -74,7 +78,17 @@ class Calm(nn.Module):
         else:
             self.patch_embedding = LatentEmbedding(config.latent_size, hidden_size)
         self.backbone = Backbone(config.backbone)
-        self.head: Head = config.head.build(hidden_size, config.latent_size)
+        self.head: Head | TokenHead
+        if isinstance(config.head, TokenHeadConfig):
+            self.head = TokenHead(config.head, config.vocabulary_size, config.patch_size, hidden_size)
+        else:
+            self.head = config.head.build(hidden_size, config.latent_size)
+
+    @property
+    def latent_head(self) -> Head:
+        """The head of a model that has latents."""
+        assert not isinstance(self.head, TokenHead)
+        return self.head
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights from ``generator``; the head's last linear and what layers add start at zero."""
@@ -83,7 +97,7 @@ class Calm(nn.Module):
         self.backbone.zero_residuals()
         self.head.zero_output()
 
-    def inputs(self, patches: Tensor, autoencoder: Autoencoder, latents: Tensor | None = None) -> Tensor:
+    def inputs(self, patches: Tensor, autoencoder: Autoencoder | None, latents: Tensor | None = None) -> Tensor:
         """What ``forward`` takes for ``patches`` [..., K] of token ids: themselves or, if so configured, latents.
 
         ``latents`` [..., latent] are those that the patches were decoded from; where they are not known, as for
@@ -91,6 +105,7 @@ class Calm(nn.Module):
         """
         if self.config.input == "tokens":
             return patches
+        assert autoencoder is not None
         return autoencoder.encode(patches).mean if latents is None else latents
 
     def forward(

@@ -1,4 +1,4 @@
-"""Training CALM on the encoded corpus (paper, section 3)."""
+"""Training CALM on the encoded corpus (paper, section 3), or with a token head on the tokens alone."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +12,8 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
+from calm_core.calm.token_training import TokenHeadObjective
 from calm_core.errors import CalmError
 from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
@@ -32,11 +34,11 @@ OBSERVED_POSITIONS = 128
 
 
 def calm_config(section: CalmParams, autoencoder: AutoencoderConfig) -> CalmConfig:
-    """The shape that params.yaml asks for, on the latents of ``autoencoder``."""
+    """The shape that params.yaml asks for, on the latents of ``autoencoder``; a token head has its patches alone."""
     return CalmConfig(
         vocabulary_size=autoencoder.vocabulary_size,
         patch_size=autoencoder.patch_size,
-        latent_size=autoencoder.latent_size,
+        latent_size=section.hidden_size if section.head == "tokens" else autoencoder.latent_size,
         backbone=shape_from(BackboneConfig, section),
         head=_head_config(section),
         input=section.input,
@@ -44,6 +46,8 @@ def calm_config(section: CalmParams, autoencoder: AutoencoderConfig) -> CalmConf
 
 
 def _head_config(section: CalmParams) -> AnyHeadConfig:
+    if section.head == "tokens":
+        return TokenHeadConfig(section.token_hidden_size, section.token_intermediate_size, section.token_layers)
     if section.head == "diffusion":
         return DiffusionHeadConfig(section.head_blocks, sampling_steps=section.diffusion_steps, start_is_noise=True)
     if section.head == "flow":
@@ -112,20 +116,20 @@ class CalmObjective:
         return SequenceBatch(
             self._inputs(starts, streams, device),
             on_device(self._latents.posterior(following), device),
-            self.model.head.training_draws(self._context, self._head_objective, streams),
+            self.model.latent_head.training_draws(self._context, self._head_objective, streams),
         )
 
     def loss(self, batch: SequenceBatch) -> Loss:
         hidden_states = self.model(batch.inputs).flatten(0, 1)
-        loss = self.model.head.loss(hidden_states, batch.posterior, batch.draws, self._head_objective)
+        loss = self.model.latent_head.loss(hidden_states, batch.posterior, batch.draws, self._head_objective)
         return Loss(loss.total, loss.terms, hidden_states[:OBSERVED_POSITIONS].detach())
 
     def observe(self, features: Tensor | None) -> Mapping[str, float]:
         """How far samples after the first positions of a batch, ``features``, lie from the autoencoder's manifold."""
         assert features is not None
         # The key has no step: each point of the curve sees the same noise, so that what moves it is the model.
-        noise = self.model.head.sampling_draws((len(features),), generator(self._seed, STAGE, "observed"))
-        samples = self.model.head.sample(features, noise.to(features.device))
+        noise = self.model.latent_head.sampling_draws((len(features),), generator(self._seed, STAGE, "observed"))
+        samples = self.model.latent_head.sample(features, noise.to(features.device))
         return {"manifold_distance": float(manifold_distance(self._autoencoder, samples).mean())}
 
     def describe_batch(self, step: int) -> str:
@@ -152,10 +156,15 @@ def train_calm(
 ) -> Calm:
     """Train a CALM on the training split; errors as ``CalmObjective`` and ``train``.
 
-    ``autoencoder`` is moved to the device of the training. A training that resumes does not hand models before its
-    checkpoint to ``run.keep`` again.
+    ``autoencoder`` is moved to the device of the training; a token head takes the patch size from it and no more. A
+    training that resumes does not hand models before its checkpoint to ``run.keep`` again.
     """
     run = run or Run()
+    if params.calm.head == "tokens":
+        config = calm_config(params.calm, autoencoder.config)
+        return train(
+            TokenHeadObjective(params.calm, config, tokens, params.seed, STAGE), params.calm, params.runtime, run
+        )
     # In place, since the objective's space is a method of this very module.
     autoencoder.to(run.processes.device)
     objective = CalmObjective(params.calm, tokens, latents, autoencoder, params.seed)

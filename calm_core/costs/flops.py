@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHead, TokenHeadConfig
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.draws import GeneratorDraws
 from calm_core.transformer.model import Transformer, TransformerConfig
@@ -56,6 +57,14 @@ def decoder_parameters(config: AutoencoderConfig, logits: bool = True) -> int:
     return hidden + (patch_size * config.vocabulary_size * size if logits else 0)
 
 
+def token_head_parameters(config: TokenHeadConfig, calm: CalmConfig) -> int:
+    """Weights that one patch passes through in a token head, layers and output matrix K times."""
+    size, patch_size = config.hidden_size, calm.patch_size
+    # From the hidden state to K positions; from each earlier token to each later one; layers; the vocabulary.
+    inputs = patch_size * calm.backbone.hidden_size * size + patch_size * (patch_size - 1) // 2 * size**2
+    return inputs + patch_size * (config.layers * 3 * size * config.intermediate_size + calm.vocabulary_size * size)
+
+
 def encoder_parameters(config: AutoencoderConfig) -> int:
     """Weights that encoding one patch passes through, token layers counted K times."""
     size, patch_size = config.hidden_size, config.patch_size
@@ -90,7 +99,8 @@ def calm_flops(
     energy call their network once a sample in training and many times in inference. Where the
     decoder's hidden states are scored too, the samples pass through the frozen decoder forwards and, for their
     gradient alone, backwards, and ``scored_targets`` targets forwards: (2 N + M') d' / K more, which the
-    published recipe does not have. Input by latents costs L D instead of K D^2 in the input projection.
+    published recipe does not have. Input by latents costs L D instead of K D^2 in the input projection. A token head t
+    is trained and sampled by as much work forwards: inference (b + t) / K, training 3 (b + t) / K.
     """
     backbone, patch_size = config.backbone, config.patch_size
     size, latent_size = backbone.hidden_size, config.latent_size
@@ -98,6 +108,10 @@ def calm_flops(
     # Two linears: to 2 D, and from there to D.
     inputs = (input_size + size) * 2 * size
     forward = 2 * (layers_parameters(backbone) + inputs) + attention_flops(backbone, context)
+    parameters = _parameters(lambda: Calm(config))
+    if isinstance(config.head, TokenHeadConfig):
+        forward += 2 * token_head_parameters(config.head, config)
+        return ModelFlops(parameters, (1 + BACKWARD) * forward / patch_size, forward / patch_size)
     # Without the encoder's frozen pass, which the paper leaves out too; stages/benchmark_flops.py reports it beside.
     training = (1 + BACKWARD) * (forward + 2 * config.head.training_weights(size, latent_size, samples))
     if scored_targets:
@@ -106,7 +120,7 @@ def calm_flops(
         training += (2 * samples + scored_targets) * 2 * decoder_parameters(autoencoder, logits=False)
     head = 2 * config.head.sampling_weights(size, latent_size)
     inference = forward + head + 2 * decoder_parameters(autoencoder)
-    return ModelFlops(_parameters(lambda: Calm(config)), training / patch_size, inference / patch_size)
+    return ModelFlops(parameters, training / patch_size, inference / patch_size)
 
 
 def counted_autoencoder_flops(config: AutoencoderConfig, patches: int = 64) -> ModelFlops:
@@ -150,25 +164,45 @@ def counted_calm_flops(
         inputs = torch.zeros(1, context, *shape, dtype=torch.int64 if config.input == "tokens" else torch.float32)
         posterior = Posterior(*torch.zeros(2, context, config.latent_size))
         spaces = (decoder.hidden_states,) if scored_targets else ()
+    if isinstance(model.head, TokenHead):
+        return _counted_token_head_flops(model, inputs)
+    head = model.latent_head
     # Two targets, the fewest: the counter sees the score's own matrix products, which the accounting leaves out.
     objective = HeadObjective(samples, 2, 1.0, spaces, scored_targets)
     generator = torch.Generator()
     # No generator lives on the meta device: drawn on the CPU, then moved, which keeps shapes alone.
-    training_draws = model.head.training_draws(context, objective, GeneratorDraws(generator))
+    training_draws = head.training_draws(context, objective, GeneratorDraws(generator))
     training_draws = type(training_draws)(*(draw.to("meta") for draw in training_draws))
-    sampling_draws = model.head.sampling_draws((1, context), generator).to("meta")
+    sampling_draws = head.sampling_draws((1, context), generator).to("meta")
 
     def train() -> None:
-        model.head.loss(model(inputs).flatten(0, 1), posterior, training_draws, objective).total.backward()
+        head.loss(model(inputs).flatten(0, 1), posterior, training_draws, objective).total.backward()
 
     def infer() -> Tensor:
-        return decoder.logits(model.head.sample(model(inputs), sampling_draws))
+        return decoder.logits(head.sample(model(inputs), sampling_draws))
 
     tokens = context * config.patch_size
     training = _count(train)
     with torch.no_grad():
         inference = _count(infer)
     return ModelFlops(_parameters(lambda: Calm(config)), training / tokens, inference / tokens)
+
+
+def _counted_token_head_flops(model: Calm, patches: Tensor) -> ModelFlops:
+    """The same of a CALM with a token head, on ``patches`` [1, patches, K] of the meta device."""
+    head, tokens = model.head, patches.numel()
+    assert isinstance(head, TokenHead)
+    training = _count(lambda: head.log_probabilities(model(patches), patches).sum().backward())
+
+    def infer() -> None:
+        # The hidden state is read once, each token's own row of it when its turn comes.
+        hidden_states = model(patches)
+        for position in range(model.config.patch_size):
+            head.logits(hidden_states, patches[..., :position])
+
+    with torch.no_grad():
+        inference = _count(infer)
+    return ModelFlops(_parameters(lambda: Calm(model.config)), training / tokens, inference / tokens)
 
 
 def _count(work: Callable[[], object]) -> int:

@@ -4,20 +4,20 @@ The paper compares models by their training FLOPs and leaves the autoencoder out
 small run it may take a third, so it is charged here. FLOPs are those of ``flops``, in the paper's accounting.
 """
 
-from calm_core.costs.run_shapes import run_shapes
+from calm_core.costs.run_shapes import needs_autoencoder, run_shapes
 from calm_core.params import Params, with_transformer_steps
 
 
 def matched_steps(params: Params) -> int:
     """The whole number of steps at which the Transformer's training FLOPs come closest to CALM's and the autoencoder's.
 
-    Whatever transformer.steps is. It may be 0, where one step already takes more than twice as much.
+    A token head has no autoencoder. Whatever transformer.steps is. It may be 0, where one step already takes more than
+    twice as much.
     """
     flops = run_shapes(params).analytic_flops()
-    budget = (
-        flops.calm.training_per_token * params.calm.training_tokens
-        + flops.autoencoder.training_per_token * params.autoencoder.training_tokens
-    )
+    budget = flops.calm.training_per_token * params.calm.training_tokens
+    if needs_autoencoder(params.calm):
+        budget += flops.autoencoder.training_per_token * params.autoencoder.training_tokens
     return round(budget / (flops.transformer.training_per_token * params.transformer.step_tokens))
 
 

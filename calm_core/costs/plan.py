@@ -24,6 +24,7 @@ from calm_core import params as sections
 from calm_core.autoencoder.model import Autoencoder, Posterior, autoencoder_loss, draw
 from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.calm.training import calm_config, head_objective
 from calm_core.costs.flops import (
     ModelFlops,
@@ -32,7 +33,7 @@ from calm_core.costs.flops import (
     transformer_flops,
 )
 from calm_core.costs.matching import with_matched_steps
-from calm_core.costs.run_shapes import scored_targets
+from calm_core.costs.run_shapes import needs_autoencoder, scored_targets
 from calm_core.errors import CalmError
 from calm_core.latents.shards import latent_bytes
 from calm_core.nn.draws import GeneratorDraws
@@ -283,18 +284,21 @@ def _calm_training(params: Params) -> _Training:
     context = section.context_tokens // config.patch_size
     model, autoencoder = Calm(config), Autoencoder(coder).requires_grad_(False)
     objective = head_objective(section, autoencoder)
+    flops = calm_flops(config, coder, context, section.samples, scored_targets(section))
 
     def loss(sequences: int) -> Tensor:
         positions = sequences * context
         patches = torch.zeros(sequences, context, config.patch_size, dtype=torch.int64)
+        if isinstance(model.head, TokenHead):
+            return model.head.loss(model(patches), patches)
         latents = torch.zeros(sequences, context, config.latent_size)
         hidden_states = model(model.inputs(patches, autoencoder, latents)).flatten(0, 1)
-        draws = model.head.training_draws(positions, objective, GeneratorDraws(torch.Generator()))
+        draws = model.latent_head.training_draws(positions, objective, GeneratorDraws(torch.Generator()))
         posterior = Posterior(*torch.zeros(2, positions, config.latent_size))
-        return model.head.loss(hidden_states, posterior, draws, objective).total
+        return model.latent_head.loss(hidden_states, posterior, draws, objective).total
 
-    flops = calm_flops(config, coder, context, section.samples, scored_targets(section))
-    return _Training(section, flops, model, loss, section.batch_sequences, frozen=tuple(autoencoder.parameters()))
+    frozen = tuple(autoencoder.parameters()) if needs_autoencoder(section) else ()
+    return _Training(section, flops, model, loss, section.batch_sequences, frozen=frozen)
 
 
 def _transformer_training(params: Params) -> _Training:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig, Posterior
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHead
 from calm_core.calm.training import head_objective
 from calm_core.nn.draws import GeneratorDraws
 from calm_core.params import LanguageModelParams, Params
@@ -54,19 +55,27 @@ def tokens_per_second(
     patch_inputs = calm_model.inputs(patches, autoencoder)
 
     def calm_training(rows: Tensor) -> Tensor:
+        if isinstance(calm_model.head, TokenHead):
+            return calm_model.head.loss(calm_model(rows), rows)
         positions = rows.shape[0] * rows.shape[1]
         posterior = Posterior(*torch.zeros(2, positions, coder.latent_size, device=device))
-        head_draws = calm_model.head.training_draws(positions, objective, GeneratorDraws(draws))
+        head_draws = calm_model.latent_head.training_draws(positions, objective, GeneratorDraws(draws))
         hidden_states = calm_model(rows).flatten(0, 1)
-        return calm_model.head.loss(hidden_states, posterior, head_draws, objective).total
+        return calm_model.latent_head.loss(hidden_states, posterior, head_draws, objective).total
 
     def transformer_training(rows: Tensor) -> Tensor:
         return next_token_loss(baseline, rows)
 
     @torch.no_grad()
     def calm_inference(rows: Tensor) -> None:
-        noise = calm_model.head.sampling_draws(rows.shape[:2], draws)
-        autoencoder.decode(calm_model.head.sample(calm_model(rows), noise))
+        hidden_states, head = calm_model(rows), calm_model.head
+        if isinstance(head, TokenHead):
+            for position in range(patch_size):
+                for block in hidden_states.flatten(0, 1).split(BLOCK_POSITIONS):
+                    head.logits(block, rows.new_zeros(len(block), position)).argmax(dim=-1)
+            return
+        noise = head.sampling_draws(rows.shape[:2], draws)
+        autoencoder.decode(head.sample(hidden_states, noise))
 
     @torch.no_grad()
     def transformer_inference(rows: Tensor) -> None:

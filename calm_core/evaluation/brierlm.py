@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 import polars as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.brier import brier_from_samples, eighth_of, per_document
-from calm_core.evaluation.continuations import calm_continuations, transformer_brier
+from calm_core.evaluation.continuations import calm_continuations, token_head_brier, transformer_brier
 from calm_core.runtime.device import device_of
 from calm_core.runtime.progress import progress
 from calm_core.runtime.randomness import generator
@@ -25,19 +27,27 @@ from calm_core.transformer.model import Transformer, next_token_loss
 STAGE = "evaluate_brierlm"
 
 
-def evaluate_calm(model: Calm, autoencoder: Autoencoder, blocks: EvaluationBlocks, samples: int) -> pl.DataFrame:
+def evaluate_calm(model: Calm, autoencoder: Autoencoder | None, blocks: EvaluationBlocks, samples: int) -> pl.DataFrame:
     """Sums of Brier scores, as ``brier.per_document`` gives them, of a CALM on ``blocks``.
 
-    ``samples`` continuations are drawn a position, 2 or more.
+    ``samples`` continuations are drawn a position, 2 or more; with a token head, which needs no ``autoencoder``, they
+    are prefixes of the collision term, 1 or more.
     """
     context, patch_size = blocks.context, model.config.patch_size
 
     def score(token_ids: Tensor, draws: torch.Generator) -> Tensor:
+        if isinstance(model.head, TokenHead):
+            following = -(-MAX_TOKENS // patch_size) * patch_size
+            # No target lies behind the four tokens that follow: what fills the last patch has no part in any score.
+            padded = F.pad(token_ids, (0, context + following - token_ids.shape[1]))
+            return token_head_brier(model, padded.unflatten(-1, (-1, patch_size)), samples, draws)
+        assert autoencoder is not None
         patches = token_ids[:, :context].unflatten(-1, (-1, patch_size))
         continuations = calm_continuations(model, autoencoder, patches, MAX_TOKENS, samples, draws)
         return brier_from_samples(continuations, _targets(token_ids, context, patch_size))
 
-    return _evaluate("CALM", score, blocks, patch_size, model, autoencoder)
+    models = [part for part in (model, autoencoder) if part is not None]
+    return _evaluate("CALM", score, blocks, patch_size, *models)
 
 
 def evaluate_transformer(model: Transformer, blocks: EvaluationBlocks, patch_size: int, samples: int) -> pl.DataFrame:

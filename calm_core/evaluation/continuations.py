@@ -4,6 +4,9 @@ BrierLM needs, at each position, samples of the tokens that follow. One position
 passes as there are positions. Here one pass reads the block into the key/value cache, and all positions continue in
 parallel, each as a branch: at every further step a branch attends to the block up to its own position and to its own
 earlier steps, not to the other branches. An attention mask (``branch_mask``) says so.
+
+Where a model knows probabilities, as the Transformer and a CALM with a token head do, they serve wherever they can
+(``brier.brier_from_probabilities``): only the prefixes of the collision term are sampled.
 """
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.brier import brier_from_probabilities
 from calm_core.runtime.float64 import float64_device, uniform
 from calm_core.tokens.blocks import MAX_TOKENS
@@ -51,7 +55,8 @@ def calm_continuations(
             # Positions follow each branch's leaf, not the cache's length: rotary embeddings see them as neighbours.
             mask = branch_mask(leaves, count, step)
             hidden_states = model(model.inputs(drawn[-1], autoencoder, latents), cache, leaves + step, mask)
-        latents = model.head.sample(hidden_states, model.head.sampling_draws((samples * batch, count), generator))
+        draws = model.latent_head.sampling_draws((samples * batch, count), generator)
+        latents = model.latent_head.sample(hidden_states, draws)
         drawn.append(autoencoder.decode(latents))
     return torch.cat(drawn, dim=-1)[..., :tokens].unflatten(0, (samples, batch))
 
@@ -61,8 +66,7 @@ def transformer_brier(
 ) -> Tensor:
     """Unbiased Brier-1 to Brier-4 of what follows the positions ``leaves`` [branches], [batch, branches, 4].
 
-    ``token_ids`` [batch, tokens] must go on for four tokens after the last of ``leaves``. Exact probabilities
-    serve wherever they can, see ``brier_from_probabilities``.
+    ``token_ids`` [batch, tokens] must go on for four tokens after the last of ``leaves``.
     """
     batch, length = token_ids.shape[0], token_ids.shape[1] - 1
     cache = model.backbone.new_cache()
@@ -85,6 +89,47 @@ def transformer_brier(
         probabilities = model(drawn, cache, leaves + step, mask).float().softmax(dim=-1)
         prefixes.append(prefix)
         collisions.append(probabilities.square().sum(dim=-1))
+
+    def stack(values: list[Tensor]) -> Tensor:
+        return torch.stack(values, dim=-1).unflatten(0, (samples, batch))
+
+    return brier_from_probabilities(windows, stack(prefixes), stack(collisions))
+
+
+def token_head_brier(model: Calm, patches: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """The same for a CALM with a token head, of what follows every patch but those at the end, [batch, branches, 4].
+
+    ``patches`` [batch, branches + ceil(4 / K), K] go on for four tokens after the last branch.
+    """
+    head, patch_size = model.head, model.config.patch_size
+    assert isinstance(head, TokenHead)
+    following = -(-MAX_TOKENS // patch_size)
+    batch, count = patches.shape[0], patches.shape[1] - following
+    cache = model.backbone.new_cache()
+    hidden_states = model(patches[:, :-1], cache)
+    of_targets = head.log_probabilities(hidden_states, patches[:, 1:]).flatten(1)
+    windows = of_targets.unfold(1, MAX_TOKENS, patch_size)[:, :count]
+
+    leaves = torch.arange(count, device=patches.device)
+    states = hidden_states[:, :count].repeat(samples, 1, 1)
+    if following > 1:
+        cache = cache.repeat(samples)
+    prefix = torch.zeros(samples * batch, count, device=patches.device)
+    prefixes, collisions = [], []
+    drawn = patches.new_empty(samples * batch, count, 0)
+    for index in range(MAX_TOKENS):
+        if index and index % patch_size == 0:
+            # A patch is whole: the backbone reads it, each branch its own, behind the block.
+            step = index // patch_size
+            mask = branch_mask(leaves, patches.shape[1] - 1, step)
+            states = model(drawn, cache, leaves + step, mask)
+            drawn = drawn[..., :0]
+        probabilities = head.logits(states, drawn).float().softmax(dim=-1)
+        prefixes.append(prefix)
+        collisions.append(probabilities.square().sum(dim=-1))
+        following_tokens = sample_tokens(probabilities, generator)[..., None]
+        prefix = prefix + probabilities.gather(-1, following_tokens).squeeze(-1).log()
+        drawn = torch.cat([drawn, following_tokens], dim=-1)
 
     def stack(values: list[Tensor]) -> Tensor:
         return torch.stack(values, dim=-1).unflatten(0, (samples, batch))

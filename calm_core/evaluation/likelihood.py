@@ -1,5 +1,7 @@
 """Likelihood of held-out text, in nats a token and bits a byte: exact of a Transformer, from above of a CALM.
 
+A CALM with a token head knows its likelihood, too. The others do not:
+
 A CALM's head has samples z of the next latent and no density. With the decoder's softmax as p(x | z), a patch x has the
 probability p(x) = E[p(x | z)], and for N independent samples, by Jensen's inequality,
 
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.intervals import effective_number, half_width
 from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS
@@ -100,8 +103,8 @@ def calm_surprise(
         drawn, log_p = 0, []
         while drawn < samples[-1]:
             count = min(SAMPLED_AT_ONCE, samples[-1] - drawn)
-            noise = model.head.sampling_draws((count, *hidden_states.shape[:2]), draws)
-            latents = model.head.sample(hidden_states, noise)
+            noise = model.latent_head.sampling_draws((count, *hidden_states.shape[:2]), draws)
+            latents = model.latent_head.sample(hidden_states, noise)
             log_p.append(log_probabilities(autoencoder, latents, patches[:, 1:].expand(count, -1, -1, -1)))
             drawn += count
         together = torch.cat(log_p, dim=1)
@@ -116,6 +119,20 @@ def calm_surprise(
     pieces = torch.arange(patch_size, blocks.context, patch_size)
     nats = torch.cat(found, dim=-1).cpu().double()
     return Surprise(blocks.documents(blocks.starts, pieces), torch.full((nats.shape[-1],), patch_size), nats)
+
+
+def token_head_surprise(model: Calm, blocks: EvaluationBlocks) -> Surprise:
+    """-log p of every token of ``blocks`` but those of the first patch of each, by a CALM with a token head."""
+    device, patch_size, head = device_of(model), model.config.patch_size, model.head
+    assert isinstance(head, TokenHead)
+
+    def surprise(batch: tuple[Tensor, Tensor]) -> Tensor:
+        patches = batch[1].to(device).unflatten(-1, (-1, patch_size))
+        return -head.log_probabilities(model(patches[:, :-1]), patches[:, 1:]).flatten()
+
+    found = list(side_by_side(surprise, blocks.batches(following=0), device, model))
+    document = blocks.documents(blocks.starts, torch.arange(patch_size, blocks.context))
+    return Surprise(document, torch.ones_like(document), torch.cat(found).cpu().double())
 
 
 def transformer_surprise(model: Transformer, blocks: EvaluationBlocks, patch_size: int) -> Surprise:

@@ -7,7 +7,8 @@ Notable:
   K, as documents do in training. Before it stands what stood there in training, the end of another document: the
   model's ``opening``, if its folder names one;
 - a text ends at the end-of-text token, in the middle of a patch too, or at the length asked for;
-- below temperature 1 CALM chooses among samples (``temperature``), the Transformer has probabilities to sharpen.
+- below temperature 1 CALM chooses among samples (``temperature``); the Transformer has probabilities to sharpen, a
+  token at a time, and so has a CALM with a token head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
 from calm_core.inference.temperature import TemperatureSample, batch_temperature, exact_temperature
 from calm_core.transformer.model import Transformer
@@ -78,9 +80,12 @@ def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int, o
 
 @torch.no_grad()
 def calm_steps(
-    model: Calm, autoencoder: Autoencoder, prompts: Prompts, sampling: Sampling, generator: torch.Generator
+    model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[Step]:
-    """Continue ``prompts`` patch by patch, without end; they, the models and the generator are on one device."""
+    """Continue ``prompts`` patch by patch, without end; they, the models and the generator are on one device.
+
+    A model with a token head comes without ``autoencoder``.
+    """
     cache = model.backbone.new_cache()
     patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
     once = torch.ones(len(patches), dtype=torch.int64, device=patches.device)
@@ -89,11 +94,17 @@ def calm_steps(
     while True:
         mask = _mask(padding, cache.length, patches.shape[1])
         hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
-        if sampling.temperature == 1:
-            latents = model.head.sample(hidden_states, model.head.sampling_draws((len(once),), generator))
+        if isinstance(model.head, TokenHead):
+            token_ids = _written(model.head, hidden_states, sampling.temperature, generator)
+            chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
+        elif sampling.temperature == 1:
+            assert autoencoder is not None
+            head = model.latent_head
+            latents = head.sample(hidden_states, head.sampling_draws((len(once),), generator))
             chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool(), exact=True, reached=once.bool())
             latents = latents[:, None]  # a model that is fed latents gets those that the patch was decoded from
         else:
+            assert autoencoder is not None
             chosen = _sharpened(model, autoencoder, hidden_states, sampling, generator)
         yield Step(*chosen)
         patches = chosen.symbols[:, None]
@@ -115,17 +126,29 @@ def transformer_steps(
         yield Step(token_ids, once, once.bool(), exact=True, reached=once.bool())
 
 
+def _written(head: TokenHead, hidden_states: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """A patch a row of ``hidden_states`` [batch, hidden], token by token from P^(1 / temperature), [batch, K]."""
+    token_ids = torch.empty(len(hidden_states), 0, dtype=torch.int64, device=hidden_states.device)
+    for _ in range(head.patch_size):
+        logits = head.logits(hidden_states, token_ids).float()
+        following = sample_tokens((logits / temperature).softmax(dim=-1), generator)
+        token_ids = torch.cat([token_ids, following[:, None]], dim=1)
+    return token_ids
+
+
 def _sharpened(
     model: Calm, autoencoder: Autoencoder, hidden_states: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> TemperatureSample:
     """A patch a row of ``hidden_states`` [batch, hidden] from P^(1 / temperature), a patch being one symbol."""
 
+    head = model.latent_head
+
     def draw(rows: Tensor, count: int) -> Tensor:
         at_once = max(1, PATCHES_AT_ONCE // len(rows))
         drawn = []
         for first in range(0, count, at_once):
-            noise = model.head.sampling_draws((min(at_once, count - first), len(rows)), generator)
-            drawn.append(autoencoder.decode(model.head.sample(hidden_states[rows], noise)))
+            noise = head.sampling_draws((min(at_once, count - first), len(rows)), generator)
+            drawn.append(autoencoder.decode(head.sample(hidden_states[rows], noise)))
         return torch.cat(drawn)
 
     rows, temperature = len(hidden_states), sampling.temperature

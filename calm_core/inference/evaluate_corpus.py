@@ -143,7 +143,6 @@ def _score(
     if isinstance(model, Calm):
         if context % model.config.patch_size:
             raise CalmError(f"a context of {context} tokens is no multiple of the model's K, {model.config.patch_size}")
-        assert language_model.autoencoder is not None
         table = evaluate_calm(model, language_model.autoencoder, blocks, settings.samples)
     else:
         if settings.every > context:

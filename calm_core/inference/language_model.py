@@ -42,7 +42,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A CALM with its autoencoder, or a Transformer; with its tokenizer and the context it was trained with."""
+    """A CALM with the autoencoder of its latents, or a Transformer; with tokenizer and the context of the training."""
 
     model: Calm | Transformer
     autoencoder: Autoencoder | None
@@ -84,7 +84,6 @@ class LanguageModel:
         if isinstance(self.model, Transformer):
             steps = transformer_steps(self.model, aligned, sampling, draws)
         else:
-            assert self.autoencoder is not None
             steps = calm_steps(self.model, self.autoencoder, aligned, sampling, draws)
         continuations = [Continuation() for _ in prompts]
         for step in islice(steps, -(-tokens // self.patch_size)):

@@ -48,7 +48,7 @@ def sampled_continuations(
     """Continue each of ``prompts`` [prompts, whole patches of tokens] ``copies`` times, independently, by ``tokens``.
 
     ``seed`` and ``purpose`` key the draws, as in ``runtime.randomness.generator``. Whole patches are sampled; what they
-    have beyond ``tokens`` is left out. A CALM comes with its ``autoencoder``.
+    have beyond ``tokens`` is left out. A CALM that has latents comes with its ``autoencoder``.
     """
     device = device_of(model)
 
@@ -61,7 +61,6 @@ def sampled_continuations(
         if isinstance(model, Transformer):
             steps, patch_size = transformer_steps(model, aligned, sampling, draws), 1
         else:
-            assert autoencoder is not None
             steps, patch_size = calm_steps(model, autoencoder, aligned, sampling, draws), model.config.patch_size
         taken = list(islice(steps, -(-tokens // patch_size)))
         token_ids = torch.cat([step.token_ids for step in taken], dim=1)[:, :tokens]

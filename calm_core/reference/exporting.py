@@ -36,11 +36,13 @@ def export_checkpoint(source: Path, destination: Path) -> None:
     weights: Weights = {}
     shape: dict[str, Any]
     if kind == "autoencoder":
-        autoencoder = load_model(Autoencoder, source)
-        weights, shape = _named(autoencoder), autoencoder_keys(autoencoder.config)
+        alone = load_model(Autoencoder, source)
+        weights, shape = _named(alone), autoencoder_keys(alone.config)
         shape["architectures"] = ["Autoencoder"]
     elif kind == "calm":
         model, autoencoder = load_calm(source)
+        if autoencoder is None:
+            raise CalmError(f"{source} has a token head, which the reference implementation's models have not")
         if model.config.input != "tokens":
             raise CalmError(f"{source} takes latents as input, which the reference implementation's models do not")
         weights = _named(model) | {AUTOENCODER_PREFIX + name: w for name, w in _named(autoencoder).items()}

@@ -13,6 +13,7 @@ from torch import nn
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 
 ORIGIN = "reference.json"
 """Beside an imported model: the config.json it came with, and the tensors that were not float32, for the way back."""
@@ -127,6 +128,7 @@ def autoencoder_keys(shape: AutoencoderConfig) -> dict[str, Any]:
 def calm_keys(shape: CalmConfig) -> dict[str, Any]:
     """``shape`` as the reference's config.json tells it."""
     backbone, head = shape.backbone, shape.head
+    assert not isinstance(head, TokenHeadConfig)
     return {
         "hidden_size": backbone.hidden_size,
         "intermediate_size": backbone.intermediate_size,

@@ -120,14 +120,15 @@ def build_optimisers(
     outputs: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        # By name, since a shape does not say that rows are looked up. "output." is the Transformer's output matrix: a
-        # row a token, too, and no map between hidden layers.
+        # By name, since a shape does not say that rows are looked up. "output." is the Transformer's output matrix,
+        # "unembedding" that of CALM's token head: a row a token, too, and no map between hidden layers.
         if name.endswith("embedding.weight"):
             embeddings.append(parameter)
         elif parameter.ndim < 2:
             vectors.append(parameter)
         else:
-            (outputs if name.startswith("output.") else matrices).append(parameter)
+            of_tokens = name.startswith("output.") or name.endswith("unembedding.weight")
+            (outputs if of_tokens else matrices).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": embeddings, "lr": training.embedding_learning_rate},
         {"params": vectors, "weight_decay": 0.0},
