@@ -53,7 +53,7 @@ def calm_step(params: Params) -> CalmStep:
 
     def loss() -> Tensor:
         if isinstance(model.head, TokenHead):
-            return model.head.loss(model(patches), patches)
+            return model.head.loss(model(patches), patches, patches)
         hidden_states = model(model.inputs(patches, autoencoder)).flatten(0, 1)
         head_draws = model.latent_head.training_draws(positions, objective, GeneratorDraws(draws))
         return model.latent_head.loss(hidden_states, posterior, head_draws, objective).total

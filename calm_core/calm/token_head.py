@@ -3,15 +3,18 @@
 The other heads sample a latent, which a frozen autoencoder decodes into K tokens at once; none has a likelihood, and an
 energy score of latents hardly tells a good sample from a bad one (docs/method.md). Here the next patch x has
 
-    p(x | h) = prod_k softmax(W f(h, x_<k))[x_k],
+    p(x | h, r) = prod_k softmax(W f(h, r, x_<k))[x_k],
 
-so that a CALM is trained by cross entropy, sampled exactly and scored exactly, and needs no autoencoder. This head is
-not in the paper: what it shares with it is a backbone that reads and predicts one vector for every K tokens. It has
-that of models with a global and a local part, such as MegaByte (Yu et al., 2023, arXiv 2305.07185).
+r being the patch that was read last. So a CALM is trained by cross entropy, sampled exactly and scored exactly, and
+needs no autoencoder. This head is not in the paper: what it shares with it is a backbone that reads and predicts one
+vector for every K tokens. It has that of models with a global and a local part, such as MegaByte (Yu et al., 2023,
+arXiv 2305.07185).
 
 Notable:
-- f is one sum and a few layers: what each earlier token of the patch adds depends on both positions, a linear map for
-  each pair of them, and no attention: among K positions all distances are known;
+- f is one sum and a few layers: what an earlier token adds depends on its position and on that of the token to come, a
+  linear map for each pair, and no attention: among 2 K tokens all distances are known;
+- it sees r, whose words the hidden state would have to carry otherwise: to predict "of" after "because", no context is
+  needed;
 - so K steps of it cost a fraction of one step of the backbone, most of it the projection on the vocabulary.
 """
 
@@ -38,7 +41,7 @@ class TokenHeadConfig:
 
 
 class TokenHead(nn.Module):
-    """Hidden states [..., hidden] of the backbone -> the distribution of the K tokens of the next patch."""
+    """Hidden states [..., hidden] and the patch that was read last -> the distribution of the next patch's K tokens."""
 
     def __init__(self, config: TokenHeadConfig, vocabulary_size: int, patch_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -46,8 +49,8 @@ class TokenHead(nn.Module):
         size = config.hidden_size
         self.from_hidden_state = nn.Linear(hidden_size, patch_size * size)
         self.embedding = nn.Embedding(vocabulary_size, size)
-        # That of position k reads the k tokens before it.
-        self.from_earlier = nn.ParameterList(torch.empty(size, k * size) for k in range(1, patch_size))
+        # That of position k reads the K + k tokens before it.
+        self.from_earlier = nn.ParameterList(torch.empty(size, (patch_size + k) * size) for k in range(patch_size))
         self.layers = nn.Sequential(*(ResidualSwiGLU(size, config.intermediate_size) for _ in range(config.layers)))
         self.norm = rms_norm(size)
         self.unembedding = nn.Linear(size, vocabulary_size, bias=False)
@@ -58,38 +61,36 @@ class TokenHead(nn.Module):
             assert isinstance(layer, ResidualSwiGLU)
             nn.init.zeros_(layer.mlp.down.weight)
 
-    def loss(self, hidden_states: Tensor, patches: Tensor) -> Tensor:
-        """Mean of -log p(x | h) / K, nats a token, of ``patches`` [..., K] int64 after ``hidden_states`` [..., hidden].
+    def loss(self, hidden_states: Tensor, read: Tensor, patches: Tensor) -> Tensor:
+        """Mean of -log p(x | h, r) / K, nats a token, of ``patches`` [..., K] int64 after ``read`` [..., K].
 
-        The cross entropy of the K tokens, each given those before it: a proper score, strictly so, of the whole patch.
+        ``hidden_states`` [..., hidden] are those after ``read``. The cross entropy of the K tokens, each given those
+        before it: a proper score, strictly so, of the whole patch.
         """
-        states = self._states(hidden_states, patches).flatten(0, -2)
+        states = self._states(hidden_states, read, patches).flatten(0, -2)
         return projected_cross_entropy(states, self.unembedding.weight, patches.flatten())
 
-    def log_probabilities(self, hidden_states: Tensor, patches: Tensor) -> Tensor:
-        """log p(x_k | h, x_<k) of each token of ``patches`` [..., K], [..., K] float32."""
-        logits = self.unembedding(self._states(hidden_states, patches)).float()
+    def log_probabilities(self, hidden_states: Tensor, read: Tensor, patches: Tensor) -> Tensor:
+        """log p(x_k | h, r, x_<k) of each token of ``patches``, [..., K] float32; arguments as in ``loss``."""
+        logits = self.unembedding(self._states(hidden_states, read, patches)).float()
         return logits.gather(-1, patches[..., None]).squeeze(-1) - logits.logsumexp(dim=-1)
 
     def logits(self, hidden_states: Tensor, earlier: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of the token after ``earlier`` [..., k] int64, the first k < K of the patch."""
-        position, size = earlier.shape[-1], self.config.hidden_size
+        """Logits [..., vocabulary] of what follows ``earlier`` [..., K + k]: r, and k < K tokens of its own patch."""
+        position, size = earlier.shape[-1] - self.patch_size, self.config.hidden_size
         rows = slice(position * size, (position + 1) * size)
         projection = self.from_hidden_state
         state = F.linear(hidden_states, projection.weight[rows], projection.bias[rows]).float()
-        if position:
-            state = state + self._of_earlier(position, self.embedding(earlier))
+        state = state + self._of_earlier(position, self.embedding(earlier))
         return self.unembedding(self.norm(self.layers(state)))
 
-    def _states(self, hidden_states: Tensor, patches: Tensor) -> Tensor:
+    def _states(self, hidden_states: Tensor, read: Tensor, patches: Tensor) -> Tensor:
         """What the output matrix turns into logits, [..., K, size], each of the tokens before its own."""
         states = self.from_hidden_state(hidden_states).float().unflatten(-1, (self.patch_size, -1))
-        embedded = self.embedding(patches[..., :-1])
-        # The first position has no earlier token.
-        added = [torch.zeros_like(states[..., 0, :])]
-        added += [self._of_earlier(k, embedded[..., :k, :]) for k in range(1, self.patch_size)]
+        embedded = self.embedding(torch.cat([read, patches[..., :-1]], dim=-1))
+        added = [self._of_earlier(k, embedded[..., : self.patch_size + k, :]) for k in range(self.patch_size)]
         return self.norm(self.layers(states + torch.stack(added, dim=-2)))
 
     def _of_earlier(self, position: int, embedded: Tensor) -> Tensor:
         # The residual stream of the decoder is in float32, also under autocast.
-        return F.linear(embedded.flatten(-2), self.from_earlier[position - 1]).float()
+        return F.linear(embedded.flatten(-2), self.from_earlier[position]).float()

@@ -47,7 +47,8 @@ class TokenHeadObjective:
 
     def loss(self, batch: Tensor) -> Loss:
         assert isinstance(self.model.head, TokenHead)
-        return Loss(self.model.head.loss(self.model(batch[:, :-1]), batch[:, 1:]))
+        read, following = batch[:, :-1], batch[:, 1:]
+        return Loss(self.model.head.loss(self.model(read), read, following))
 
     def observe(self, features: Tensor | None) -> Mapping[str, float]:
         return {}

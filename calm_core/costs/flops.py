@@ -60,8 +60,9 @@ def decoder_parameters(config: AutoencoderConfig, logits: bool = True) -> int:
 def token_head_parameters(config: TokenHeadConfig, calm: CalmConfig) -> int:
     """Weights that one patch passes through in a token head, layers and output matrix K times."""
     size, patch_size = config.hidden_size, calm.patch_size
-    # From the hidden state to K positions; from each earlier token to each later one; layers; the vocabulary.
-    inputs = patch_size * calm.backbone.hidden_size * size + patch_size * (patch_size - 1) // 2 * size**2
+    # From the hidden state to K positions; to each, from the K tokens of the patch before and its own ones before it.
+    earlier = patch_size**2 + patch_size * (patch_size - 1) // 2
+    inputs = patch_size * calm.backbone.hidden_size * size + earlier * size**2
     return inputs + patch_size * (config.layers * 3 * size * config.intermediate_size + calm.vocabulary_size * size)
 
 
@@ -192,13 +193,13 @@ def _counted_token_head_flops(model: Calm, patches: Tensor) -> ModelFlops:
     """The same of a CALM with a token head, on ``patches`` [1, patches, K] of the meta device."""
     head, tokens = model.head, patches.numel()
     assert isinstance(head, TokenHead)
-    training = _count(lambda: head.log_probabilities(model(patches), patches).sum().backward())
+    training = _count(lambda: head.log_probabilities(model(patches), patches, patches).sum().backward())
 
     def infer() -> None:
         # The hidden state is read once, each token's own row of it when its turn comes.
         hidden_states = model(patches)
         for position in range(model.config.patch_size):
-            head.logits(hidden_states, patches[..., :position])
+            head.logits(hidden_states, torch.cat([patches, patches[..., :position]], dim=-1))
 
     with torch.no_grad():
         inference = _count(infer)

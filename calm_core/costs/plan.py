@@ -290,7 +290,7 @@ def _calm_training(params: Params) -> _Training:
         positions = sequences * context
         patches = torch.zeros(sequences, context, config.patch_size, dtype=torch.int64)
         if isinstance(model.head, TokenHead):
-            return model.head.loss(model(patches), patches)
+            return model.head.loss(model(patches), patches, patches)
         latents = torch.zeros(sequences, context, config.latent_size)
         hidden_states = model(model.inputs(patches, autoencoder, latents)).flatten(0, 1)
         draws = model.latent_head.training_draws(positions, objective, GeneratorDraws(torch.Generator()))

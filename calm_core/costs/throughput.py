@@ -56,7 +56,7 @@ def tokens_per_second(
 
     def calm_training(rows: Tensor) -> Tensor:
         if isinstance(calm_model.head, TokenHead):
-            return calm_model.head.loss(calm_model(rows), rows)
+            return calm_model.head.loss(calm_model(rows), rows, rows)
         positions = rows.shape[0] * rows.shape[1]
         posterior = Posterior(*torch.zeros(2, positions, coder.latent_size, device=device))
         head_draws = calm_model.latent_head.training_draws(positions, objective, GeneratorDraws(draws))
@@ -72,7 +72,7 @@ def tokens_per_second(
         if isinstance(head, TokenHead):
             for position in range(patch_size):
                 for block in hidden_states.flatten(0, 1).split(BLOCK_POSITIONS):
-                    head.logits(block, rows.new_zeros(len(block), position)).argmax(dim=-1)
+                    head.logits(block, rows.new_zeros(len(block), patch_size + position)).argmax(dim=-1)
             return
         noise = head.sampling_draws(rows.shape[:2], draws)
         autoencoder.decode(head.sample(hidden_states, noise))

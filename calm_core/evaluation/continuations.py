@@ -107,7 +107,7 @@ def token_head_brier(model: Calm, patches: Tensor, samples: int, generator: torc
     batch, count = patches.shape[0], patches.shape[1] - following
     cache = model.backbone.new_cache()
     hidden_states = model(patches[:, :-1], cache)
-    of_targets = head.log_probabilities(hidden_states, patches[:, 1:]).flatten(1)
+    of_targets = head.log_probabilities(hidden_states, patches[:, :-1], patches[:, 1:]).flatten(1)
     windows = of_targets.unfold(1, MAX_TOKENS, patch_size)[:, :count]
 
     leaves = torch.arange(count, device=patches.device)
@@ -116,20 +116,21 @@ def token_head_brier(model: Calm, patches: Tensor, samples: int, generator: torc
         cache = cache.repeat(samples)
     prefix = torch.zeros(samples * batch, count, device=patches.device)
     prefixes, collisions = [], []
-    drawn = patches.new_empty(samples * batch, count, 0)
+    # What the head sees: the patch that was read, and the tokens of the next one so far.
+    earlier = patches[:, :count].repeat(samples, 1, 1)
     for index in range(MAX_TOKENS):
         if index and index % patch_size == 0:
             # A patch is whole: the backbone reads it, each branch its own, behind the block.
             step = index // patch_size
+            earlier = earlier[..., patch_size:]
             mask = branch_mask(leaves, patches.shape[1] - 1, step)
-            states = model(drawn, cache, leaves + step, mask)
-            drawn = drawn[..., :0]
-        probabilities = head.logits(states, drawn).float().softmax(dim=-1)
+            states = model(earlier, cache, leaves + step, mask)
+        probabilities = head.logits(states, earlier).float().softmax(dim=-1)
         prefixes.append(prefix)
         collisions.append(probabilities.square().sum(dim=-1))
-        following_tokens = sample_tokens(probabilities, generator)[..., None]
-        prefix = prefix + probabilities.gather(-1, following_tokens).squeeze(-1).log()
-        drawn = torch.cat([drawn, following_tokens], dim=-1)
+        drawn = sample_tokens(probabilities, generator)[..., None]
+        prefix = prefix + probabilities.gather(-1, drawn).squeeze(-1).log()
+        earlier = torch.cat([earlier, drawn], dim=-1)
 
     def stack(values: list[Tensor]) -> Tensor:
         return torch.stack(values, dim=-1).unflatten(0, (samples, batch))

@@ -128,7 +128,8 @@ def token_head_surprise(model: Calm, blocks: EvaluationBlocks) -> Surprise:
 
     def surprise(batch: tuple[Tensor, Tensor]) -> Tensor:
         patches = batch[1].to(device).unflatten(-1, (-1, patch_size))
-        return -head.log_probabilities(model(patches[:, :-1]), patches[:, 1:]).flatten()
+        read, following = patches[:, :-1], patches[:, 1:]
+        return -head.log_probabilities(model(read), read, following).flatten()
 
     found = list(side_by_side(surprise, blocks.batches(following=0), device, model))
     document = blocks.documents(blocks.starts, torch.arange(patch_size, blocks.context))

@@ -95,7 +95,7 @@ def calm_steps(
         mask = _mask(padding, cache.length, patches.shape[1])
         hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
         if isinstance(model.head, TokenHead):
-            token_ids = _written(model.head, hidden_states, sampling.temperature, generator)
+            token_ids = _written(model.head, hidden_states, patches[:, -1], sampling.temperature, generator)
             chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
         elif sampling.temperature == 1:
             assert autoencoder is not None
@@ -126,14 +126,17 @@ def transformer_steps(
         yield Step(token_ids, once, once.bool(), exact=True, reached=once.bool())
 
 
-def _written(head: TokenHead, hidden_states: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """A patch a row of ``hidden_states`` [batch, hidden], token by token from P^(1 / temperature), [batch, K]."""
-    token_ids = torch.empty(len(hidden_states), 0, dtype=torch.int64, device=hidden_states.device)
+def _written(
+    head: TokenHead, hidden_states: Tensor, read: Tensor, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """A patch a row of ``hidden_states`` [batch, hidden], after ``read`` [batch, K], token by token from
+    P^(1 / temperature), [batch, K]."""
+    token_ids = read
     for _ in range(head.patch_size):
         logits = head.logits(hidden_states, token_ids).float()
         following = sample_tokens((logits / temperature).softmax(dim=-1), generator)
         token_ids = torch.cat([token_ids, following[:, None]], dim=1)
-    return token_ids
+    return token_ids[:, head.patch_size :]
 
 
 def _sharpened(
