@@ -23,8 +23,8 @@ _ABOUT = {
 
 _ABOUT_TOKEN_HEAD = (
     "Its backbone takes one step for every K tokens, and a small decoder, the token head, then writes the tokens of "
-    "the patch one by one. So it has an exact likelihood, and neither continuous latents nor an autoencoder; the models "
-    "of the paper have both, and no likelihood."
+    "the patch one by one. So it has an exact likelihood, and neither continuous latents nor an autoencoder; the "
+    "models of the paper have both, and no likelihood."
 )
 """Of a CALM whose head is no head of the paper's."""
 
