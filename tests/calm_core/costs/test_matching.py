@@ -65,8 +65,8 @@ def test_presets_that_match_say_so_and_the_published_ones_name_a_number(monkeypa
     for name in ("smoke", "overnight", "one-gpu"):
         params = load_preset(name)
         assert params.transformer.steps == "match"
-        both, transformer, _ = compute(with_matched_steps(params))
-        assert transformer == pytest.approx(both, rel=0.01)
+        both, transformer, step = compute(with_matched_steps(params))
+        assert abs(transformer - both) <= step / 2
     for name in ("autoencoder", "calm-m", "calm-l", "calm-xl", "transformer-s", "transformer-m", "transformer-l"):
         assert isinstance(load_preset(name).transformer.steps, int)
 
