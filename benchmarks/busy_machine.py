@@ -117,7 +117,8 @@ def _objective(training: str, params: Any, folder: Path) -> Any:
 
     from calm_core.autoencoder.model import Autoencoder
     from calm_core.autoencoder.training import AutoencoderObjective, autoencoder_config
-    from calm_core.calm.training import CalmObjective
+    from calm_core.calm.token_training import TokenHeadObjective
+    from calm_core.calm.training import STAGE, CalmObjective, calm_config
     from calm_core.latents.encode import encode_corpus
     from calm_core.latents.shards import LatentCorpus
     from calm_core.runtime.randomness import generator
@@ -133,7 +134,10 @@ def _objective(training: str, params: Any, folder: Path) -> Any:
         return AutoencoderObjective(params.autoencoder, tokens, VOCABULARY, 0)
     if training == "transformer":
         return TransformerObjective(params.transformer, tokens, VOCABULARY, 0)
-    autoencoder = Autoencoder(autoencoder_config(params.autoencoder, VOCABULARY))
+    coder = autoencoder_config(params.autoencoder, VOCABULARY)
+    if params.calm.head == "tokens":
+        return TokenHeadObjective(params.calm, calm_config(params.calm, coder), tokens, 0, STAGE)
+    autoencoder = Autoencoder(coder)
     autoencoder.initialise(generator(0, "benchmarks"))
     encode_corpus(autoencoder.eval().requires_grad_(False), tokens, folder, "float32")
     return CalmObjective(params.calm, tokens, LatentCorpus(folder), autoencoder, 0)

@@ -1,8 +1,8 @@
 """Reading a training batch against the step that it feeds: params.yaml's steps and batches, on the default corpus.
 
-Reading is all that a step does before it can compute: choosing the batch, its token ids and, for CALM, the posteriors
-of the patches that follow. Files are in the system's cache, as they are once an epoch has begun; a step comes between
-any two readings, so that the processor's caches are as a training leaves them.
+Reading is all that a step does before it can compute: choosing the batch, its token ids and, for a CALM that has
+latents, the posteriors of the patches that follow. Files are in the system's cache, as they are once an epoch has
+begun; a step comes between any two readings, so that the processor's caches are as a training leaves them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from benchmarks.default_steps import calm_step, transformer_step
 from benchmarks.measure import Result, alternately, median_ratio, medians
 from calm_core.latents.encode import encode_corpus
 from calm_core.latents.shards import LatentCorpus
-from calm_core.params import load_params
+from calm_core.params import LanguageModelParams, load_params
 from calm_core.training.batches import batch_indices
 
 ROUNDS = 15
@@ -28,7 +28,11 @@ def reading_batches() -> list[Result]:
     with default_corpus(load_params()) as corpus:
         readings = [
             ("CALM", _calm_reading(corpus), calm_step(corpus.params).run),
-            ("the Transformer", _transformer_reading(corpus), transformer_step(corpus.params).run),
+            (
+                "the Transformer",
+                _tokens_reading(corpus, corpus.params.transformer, following=1),
+                transformer_step(corpus.params).run,
+            ),
         ]
         return [_compared(name, read, step) for name, read, step in readings]
 
@@ -43,6 +47,8 @@ def _compared(name: str, read: Callable[[], object], step: Callable[[], object])
 
 def _calm_reading(corpus: DefaultCorpus) -> Callable[[], None]:
     section, seed, patch_size = corpus.params.calm, corpus.params.seed, corpus.params.autoencoder.patch_size
+    if section.head == "tokens":
+        return _tokens_reading(corpus, section, following=patch_size)
     latents = corpus.folder / "latents"
     latents.mkdir()
     with redirect_stderr(StringIO()):
@@ -58,13 +64,12 @@ def _calm_reading(corpus: DefaultCorpus) -> Callable[[], None]:
     return read
 
 
-def _transformer_reading(corpus: DefaultCorpus) -> Callable[[], None]:
-    section, seed, steps = corpus.params.transformer, corpus.params.seed, count()
-    context = section.context_tokens
-    blocks = (len(corpus.train) - 1) // context
+def _tokens_reading(corpus: DefaultCorpus, section: LanguageModelParams, following: int) -> Callable[[], None]:
+    context, seed, steps = section.context_tokens, corpus.params.seed, count()
+    blocks = (len(corpus.train) - following) // context
 
     def read() -> None:
         starts = batch_indices(next(steps), section.batch_sequences, blocks, seed, "benchmarks") * context
-        corpus.train.windows(starts, context + 1)
+        corpus.train.windows(starts, context + following)
 
     return read

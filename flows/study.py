@@ -133,12 +133,12 @@ def _run(point: Point, root: Path, digest: str) -> Point:
     if not state.is_completed():
         return replace(point, state="failed", seconds=seconds)
     metrics: Any = state.result()
-    return replace(point, state="completed", seconds=seconds, scores=scores_of(point.model, metrics))
+    return replace(point, state="completed", seconds=seconds, scores=scores_of(point, metrics))
 
 
-def scores_of(model: str, metrics: dict[str, Any]) -> dict[str, float]:
+def scores_of(point: Point, metrics: dict[str, Any]) -> dict[str, float]:
     """``Point.scores`` out of the metrics that ``reproduce`` returns, "file: key" -> number."""
-    file = "transformer" if model == TRANSFORMER else "calm"
+    file = "transformer" if point.model == TRANSFORMER else "calm"
     keys = {
         "brierlm": "brierlm",
         "brierlm_low": "brierlm_ci95.0",
@@ -155,8 +155,8 @@ def scores_of(model: str, metrics: dict[str, Any]) -> dict[str, float]:
             if name not in found and (value := metrics.get(f"{file}: nats_per_token_ci95.{end}")) is not None:
                 found[name] = value * bits / nats
     accuracy = metrics.get("autoencoder: token_accuracy")
-    # A Transformer's point trains none: what is there is of another run.
-    return found if model == TRANSFORMER or accuracy is None else found | {"token_accuracy": accuracy}
+    # A point that is charged none has none: what is there says nothing of it.
+    return found if not point.autoencoder_flops or accuracy is None else found | {"token_accuracy": accuracy}
 
 
 def merged(planned: Sequence[Point], known: Sequence[Point]) -> list[Point]:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calm_core.calm.folder import load_calm
+from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.corpus.groups import read_groups
 from calm_core.evaluation.brier import by_document, with_groups
 from calm_core.evaluation.brierlm import cross_entropy, evaluate_calm, evaluate_transformer
@@ -17,7 +18,7 @@ from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.runtime.randomness import generator
 from calm_core.storage.json_io import read_json, write_json
-from calm_core.storage.model_folder import load_model
+from calm_core.storage.model_folder import AUTOENCODER, load_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
@@ -53,17 +54,17 @@ def main(params: Params, places: Places = RUN) -> None:
 def _of_calm(params: Params, places: Places) -> dict[str, Any]:
     device, blocks = choose_device(params.runtime.device), _blocks(params, params.calm.context_tokens)
     measure, some = "nats_per_token", likelihood_blocks(blocks, params.evaluation.likelihood_tokens // FEWER_TOKENS)
-    _, autoencoder = load_calm(places.models / "calm")
-    if autoencoder is None:
+    checkpoints = places.models / "calm_checkpoints"
+    if isinstance(load_model(Calm, min(checkpoints.iterdir())).head, TokenHead):
 
         def known(folder: Path) -> tuple[Any, float]:
             model = load_model(Calm, folder).to(device)
             nats = token_head_surprise(model, some).nats.mean()
             return evaluate_calm(model, None, blocks, SAMPLES_OF_TRANSFORMER), float(nats)
 
-        rows = _checkpoints(params, places.models / "calm_checkpoints", measure, known)
+        rows = _checkpoints(params, checkpoints, measure, known)
         return {**_correlation(rows, measure), "checkpoints": rows}
-    autoencoder.to(device)
+    autoencoder = load_model(Autoencoder, places.models / "calm" / AUTOENCODER).to(device)
     # That of the final model for all: the bounds of models with other decoders could not be compared.
     temperature = float(read_json(places.scores("calm").with_suffix(".json"))["decoder_temperature"])
 
@@ -73,7 +74,7 @@ def _of_calm(params: Params, places: Places) -> dict[str, Any]:
         nats = surprise.nats[TEMPERATURES.index(temperature), 0].sum() / surprise.tokens.sum()
         return evaluate_calm(model, autoencoder, blocks, SAMPLES_OF_CALM), float(nats)
 
-    rows = _checkpoints(params, places.models / "calm_checkpoints", measure, score)
+    rows = _checkpoints(params, checkpoints, measure, score)
     return {
         **_correlation(rows, measure),
         "samples": SAMPLES_OF_BOUND,

@@ -51,7 +51,7 @@ def main(params: Params, places: Places = RUN) -> Measured:
         # A CALM is useless without the decoder of its latents, so its folder has both.
         save_model(autoencoder, tokenizer, model_folder / AUTOENCODER)
     else:
-        (model_folder / AUTOENCODER).mkdir()  # dvc.yaml names it as an output, whatever the head
+        (model_folder / AUTOENCODER).mkdir(exist_ok=True)  # dvc.yaml names it as an output, whatever the head
     return session.finish(params.calm.training_tokens)
 
 

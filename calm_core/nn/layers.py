@@ -63,6 +63,11 @@ class ResidualSwiGLU(nn.Module):
         return hidden_states + self.mlp(self.norm(hidden_states))
 
 
+def is_embedding(name: str) -> bool:
+    """Whether the parameter ``name`` is a table whose rows are looked up; an unembedding is a matrix as any other."""
+    return name == "embedding.weight" or name.endswith(".embedding.weight")
+
+
 def initialise(module: nn.Module, generator: torch.Generator, embedding_std: float) -> None:
     """Draw fresh weights: linear layers from Normal(0, 1 / fan-in), embeddings from Normal(0, embedding_std^2).
 
@@ -74,7 +79,7 @@ def initialise(module: nn.Module, generator: torch.Generator, embedding_std: flo
         for name, parameter in module.named_parameters():
             # First, since an embedding is a matrix too, whose rows are looked up and not summed over: fan-in says
             # nothing of it.
-            if name.endswith("embedding.weight"):
+            if is_embedding(name):
                 parameter.normal_(0.0, embedding_std, generator=generator)
             elif parameter.ndim >= 2:
                 # torch stores a linear as [out, in].

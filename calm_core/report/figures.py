@@ -66,9 +66,7 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
                 va="center",
                 parse_math=False,
             )
-        axes.set(
-            xscale="log", xlabel="training FLOPs, CALM's autoencoder included", ylabel="BrierLM (higher is better)"
-        )
+        axes.set(xscale="log", xlabel="training FLOPs, an autoencoder's included", ylabel="BrierLM (higher is better)")
         smallest = min(model["training_flops"] for model in models.values())
         largest = max(model["training_flops"] for model in models.values())
         # Room on the right for the labels, which stand beside their points.
@@ -167,19 +165,27 @@ def likelihood_bounds(bounds: dict[float, list[tuple[int, float]]], exact: float
 def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
     """Two rows of panels over training steps; ``curves`` maps a model to its scalars, tables of step and value."""
     autoencoder, calm, transformer = curves["autoencoder"], curves["calm"], curves["transformer"]
+    terms = [name for name in calm if name not in ("loss", "manifold_distance")]
+    # A CALM with a token head has the Transformer's loss, which is not made of anything, and no latents.
+    has_latents = "manifold_distance" in calm
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(2, 3, figsize=(10.5, 5.4), layout="constrained")
+        columns = 3 if has_latents else 2
+        figure, panels = plt.subplots(2, columns, figsize=(3.5 * columns, 5.4), layout="constrained")
         _line(panels[0, 0], autoencoder["cross_entropy"], NEUTRAL, "Autoencoder: cross entropy", ylabel="nats a token")
         panels[0, 0].set_yscale("log")
         _line(panels[0, 1], autoencoder["kl"], NEUTRAL, "Autoencoder: clipped KL", ylabel="nats a patch")
-        _line(panels[0, 2], transformer["loss"], TRANSFORMER, "Transformer: cross entropy", ylabel="nats a token")
-        _line(panels[1, 0], calm["loss"], CALM, "CALM: loss")
-        terms = [name for name in calm if name not in ("loss", "manifold_distance")]
-        for name, colour in zip(reversed(terms), (CALM, SECOND), strict=False):
-            _line(panels[1, 1], calm[name], colour, "CALM: what the loss is made of", name.replace("_", " "))
-        panels[1, 1].legend(frameon=False)
-        _line(panels[1, 2], calm["manifold_distance"], CALM, "CALM: distance from the manifold", ylabel="a dimension")
-        panels[1, 2].set_ylim(bottom=0)
+        of_transformer = panels[0, 2] if has_latents else panels[1, 1]
+        _line(of_transformer, transformer["loss"], TRANSFORMER, "Transformer: cross entropy", ylabel="nats a token")
+        if has_latents:
+            _line(panels[1, 0], calm["loss"], CALM, "CALM: loss")
+            for name, colour in zip(reversed(terms), (CALM, SECOND), strict=False):
+                _line(panels[1, 1], calm[name], colour, "CALM: what the loss is made of", name.replace("_", " "))
+            panels[1, 1].legend(frameon=False)
+            distance = calm["manifold_distance"]
+            _line(panels[1, 2], distance, CALM, "CALM: distance from the manifold", ylabel="a dimension")
+            panels[1, 2].set_ylim(bottom=0)
+        else:
+            _line(panels[1, 0], calm["loss"], CALM, "CALM: cross entropy", ylabel="nats a token")
         for axes in panels[1]:
             axes.set_xlabel("step")
         return svg(figure)

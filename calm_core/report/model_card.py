@@ -21,6 +21,13 @@ _ABOUT = {
     "transformer": "It predicts one token a step by a softmax, on the same backbone code as CALM.",
 }
 
+_ABOUT_TOKEN_HEAD = (
+    "Its backbone takes one step for every K tokens, and a small decoder, the token head, then writes the tokens of "
+    "the patch one by one. So it has an exact likelihood, and neither continuous latents nor an autoencoder; the "
+    "models of the paper have both, and no likelihood."
+)
+"""Of a CALM whose head is no head of the paper's."""
+
 _TASKS = {
     "autoencoder": ("feature-extraction", "Reconstruction of text from latent vectors"),
     "calm": ("text-generation", "Language modelling"),
@@ -60,6 +67,7 @@ def render_model_card(
     among them names what they were measured on; an autoencoder's, which name none, are of the test split.
     """
     split = results.get("split", "test")
+    about = _ABOUT_TOKEN_HEAD if kind == "calm" and config["head"]["kind"] == "tokens" else _ABOUT[kind]
     train, held_out = corpus["splits"]["train"], corpus["splits"][split]
     header = ModelCardData(
         license="mit",
@@ -74,7 +82,7 @@ def render_model_card(
         "---",
         f"# {TITLES[kind]}",
         "",
-        f"{_ABOUT[kind]} Paper: [arXiv 2510.27688](https://arxiv.org/abs/2510.27688). Made by the pipeline of this",
+        f"{about} Paper: [arXiv 2510.27688](https://arxiv.org/abs/2510.27688). Made by the pipeline of this",
         "repository (`dvc repro`).",
         "",
         "## Load",

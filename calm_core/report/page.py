@@ -62,12 +62,13 @@ def render_report(
         title: {**brierlm[name], "training_flops": flops["run"][name][_CHARGED[name]], "colour": _COLOURS[name]}
         for name, title in TITLES.items()
     }
+    # None of a CALM with a token head, which has its likelihood itself.
     bounds = _bounds(brierlm["calm"])
     figures = {
         "quality": brierlm_against_flops(models),
         "curves": training_curves(curves),
         "by_place": brierlm_by_place(models),
-        "likelihood": likelihood_bounds(bounds, brierlm["transformer"]["nats_per_token"]),
+        "likelihood": likelihood_bounds(bounds, brierlm["transformer"]["nats_per_token"]) if bounds else "",
         "correlation": _correlation_figure(correlations),
         "diversity": quality_against_diversity(
             diversity, {name: (title, _COLOURS[name]) for name, title in TITLES.items()}
@@ -120,9 +121,9 @@ def _place(place: int | list[int]) -> str:
 
 
 def _bounds(calm: dict[str, Any]) -> dict[float, list[tuple[int, float]]]:
-    """By temperature of the decoder's softmax, number of samples and bound in nats a token."""
+    """By temperature of the decoder's softmax, number of samples and bound in nats a token, where there are any."""
     found: dict[float, list[tuple[int, float]]] = {}
-    for row in calm["likelihood_bound"]:
+    for row in calm.get("likelihood_bound", []):
         found.setdefault(row["decoder_temperature"], []).append((row["samples"], row["nats_per_token"]))
     return found
 
@@ -130,7 +131,7 @@ def _bounds(calm: dict[str, Any]) -> dict[float, list[tuple[int, float]]]:
 def _correlation_figure(correlations: list[dict[str, Any]]) -> str:
     calm = correlations[0]["calm"]
     labels = {
-        "calm": f"likelihood bound of {calm['samples']} samples",
+        "calm": f"likelihood bound of {calm['samples']} samples" if "samples" in calm else "negative log-likelihood",
         "transformer": "cross entropy",
     }
     return brierlm_against_likelihood(

@@ -142,12 +142,13 @@ def _savings(outcome: Outcome) -> Claim:
     inference = inference_saving(outcome.measured, calm(4), TRANSFORMER)
     if ours is None or theirs is None or inference is None:
         return Claim(text, CANNOT, FEW)
-    whole = training_saving(ours, theirs, _charge(outcome, calm(4)))
-    alone = training_saving(ours, theirs, 0.0)
+    charge = _charge(outcome, calm(4))
+    whole, alone = (training_saving(ours, theirs, flops) for flops in (charge, 0.0))
+    training = f"{_share(whole)} with the autoencoder, {_share(alone)} without" if charge else _share(alone)
     found = all_of([verdict(whole, TRAINING_SAVING), verdict(inference.share, INFERENCE_SAVING)])
     widths = [" or ".join(map(str, of_model)) for of_model in inference.widths]
     evidence = (
-        f"at the best score that both reach: training {_share(whole)} with the autoencoder, {_share(alone)} without; "
+        f"at the best score that both reach: training {training}; "
         f"inference {_share(inference.share)} at the largest budget, where the best width may be {widths[0]} of "
         f"{label(calm(4))} and {widths[1]} of the {label(TRANSFORMER)}"
     )

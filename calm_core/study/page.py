@@ -35,7 +35,8 @@ def render_study(points: Sequence[Point], facts: dict[str, str]) -> str:
     figures: dict[str, str] = {}
     if found.measured:
         figures["alone"] = against_training(found, charged=False)
-        figures["whole"] = against_training(found, charged=True)
+        if any(one.autoencoder_flops for one in found.measured):
+            figures["whole"] = against_training(found, charged=True)
         figures["inference"] = against_inference(found)
     return environment.get_template("study.html.jinja").render(
         points=points,
@@ -154,7 +155,9 @@ def _laws(found: Outcome) -> list[dict[str, Any]]:
 
 def _autoencoders(found: Outcome) -> list[dict[str, str]]:
     rows = []
-    for one in {one.model: one for one in found.measured if one.model != TRANSFORMER}.values():
+    # A model that is charged none has no latents, or is the Transformer.
+    charged = [one for one in found.measured if one.model != TRANSFORMER and one.autoencoder_flops]
+    for one in {one.model: one for one in charged}.values():
         share = token_accuracy(found.measured, one.model)
         told = "not recorded" if share is None else f"{100 * share:.2f} %"
         rows.append({"model": one.model, "flops": power(one.autoencoder_flops), "rebuilt": told})

@@ -3,12 +3,14 @@
 Rules, the same for both models:
 - a budget is FLOPs of the language model's own training, as ``costs/flops.py`` counts them, and sets its steps. The
   autoencoder of a K is trained once, as params.yaml says, and shared by the points of that K; at small budgets it costs
-  more than they do, so it is charged on the page, in full, beside the count without it;
+  more than they do, so it is charged on the page, in full, beside the count without it. A CALM with a token head needs
+  none and is charged nothing, though the pipeline trains one;
 - everything else is params.yaml's: optimiser, context, batch, learning rates. A batch is halved as long as a training
   would have fewer than ``FEWEST_STEPS`` steps, and the rates go with its square root, as the noise of a mean over it
   does (Malladi et al., 2022, for Adam). Warm-up is a share of the steps, and then the rates fall linearly
   to zero: a whole training for each point, none read off the middle of another;
-- a width scales hidden and intermediate size and the number of heads of both language models alike;
+- a width scales hidden and intermediate size and the number of heads of both language models alike, and with them the
+  sizes of a token head;
 - a budget at a width is taken for all models or for none: first two decades of budgets at the width of params.yaml,
   then the other widths, then budget after budget upwards. More hours take more of this list, never another.
 
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from calm_core.costs.flops import ModelFlops
-from calm_core.costs.run_shapes import run_shapes
+from calm_core.costs.run_shapes import needs_autoencoder, run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.errors import CalmError
 from calm_core.evaluation.likelihood import SAMPLES
@@ -56,6 +58,9 @@ OTHER_SPLIT = 1.25
 
 RATES = ("learning_rate", "embedding_learning_rate", "muon_learning_rate")
 """Of params.yaml, which go with the square root of the batch."""
+
+SIZES = ("intermediate_size", "token_hidden_size", "token_intermediate_size")
+"""Of params.yaml, which go with the hidden size."""
 
 FEWEST_CHECKPOINTS = 3
 """Of either model: the study reads none of them, and the schema has no fewer."""
@@ -166,7 +171,7 @@ class _Shape(NamedTuple):
     width: float
     flops: ModelFlops
     autoencoder: float
-    """FLOPs of its training."""
+    """FLOPs of the training of the autoencoder of this K, whether the model has latents or not."""
 
 
 def _shape(params: Params, model: str, width: float) -> _Shape:
@@ -198,10 +203,11 @@ def _scaled(section: CalmParams | TransformerParams, width: float) -> LanguageMo
     # Whole heads, and the other sizes in proportion to what that makes of the width.
     hidden_size = heads * (section.hidden_size // section.heads)
     shared = max(1, section.heads // section.key_value_heads)
+    sizes = [key for key in SIZES if hasattr(section, key)]
     return section.model_copy(
         update={
             "hidden_size": hidden_size,
-            "intermediate_size": max(1, round(section.intermediate_size * hidden_size / section.hidden_size)),
+            **{key: max(1, round(getattr(section, key) * hidden_size / section.hidden_size)) for key in sizes},
             "heads": heads,
             "key_value_heads": heads // shared if heads % shared == 0 else heads,
         }
@@ -218,7 +224,8 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     steps = max(FEWEST_CHECKPOINTS, round(budget / (batch * per_sequence)))
     settings: dict[str, Any] = {
         f"{name}.{key}": getattr(section, key)
-        for key in ("hidden_size", "intermediate_size", "heads", "key_value_heads")
+        for key in ("hidden_size", *SIZES, "heads", "key_value_heads")
+        if hasattr(section, key)
     }
     settings |= {
         f"{name}.batch_sequences": batch,
@@ -239,7 +246,8 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     # The score asks for the next four tokens, so patches of fewer than four are sampled one after another.
     patches = 1 if shape.patch_size is None else max(1, 4 // shape.patch_size)
     sampled = SHORTER_CONTEXTS * EVALUATION_TOKENS * params.evaluation.samples * patches
-    if shape.patch_size is not None:
+    has_latents = isinstance(section, CalmParams) and needs_autoencoder(section)
+    if has_latents:
         sampled += OTHER_SPLIT * params.evaluation.likelihood_tokens * SAMPLES[-1]
     evaluated = sampled * shape.flops.inference_per_token
     return Point(
@@ -251,7 +259,7 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
         parameters=shape.flops.parameters,
         training_tokens=steps * batch * section.context_tokens,
         training_flops=trained,
-        autoencoder_flops=shape.autoencoder,
+        autoencoder_flops=shape.autoencoder if has_latents else 0.0,
         inference_flops_per_token=shape.flops.inference_per_token,
         planned_seconds=POINT_SECONDS + (trained + evaluated) / rate,
     )

@@ -27,7 +27,7 @@ class Point:
     training_flops: float
     """Of the language model; within half a step of ``budget``."""
     autoencoder_flops: float
-    """What its autoencoder took to train, 0 for the Transformer; points of one K share it."""
+    """What its autoencoder took to train, 0 of a model that has none; points of one K share it."""
     inference_flops_per_token: float
     planned_seconds: float
     state: State = "planned"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calm_core.nn.layers import is_embedding
 from calm_core.params import TrainingParams
 from calm_core.runtime.threads import made_ahead
 from calm_core.training.sharding import full_tensor, shard_like
@@ -122,7 +123,7 @@ def build_optimisers(
     for name, parameter in model.named_parameters():
         # By name, since a shape does not say that rows are looked up. "output." is the Transformer's output matrix,
         # "unembedding" that of CALM's token head: a row a token, too, and no map between hidden layers.
-        if name.endswith("embedding.weight"):
+        if is_embedding(name):
             embeddings.append(parameter)
         elif parameter.ndim < 2:
             vectors.append(parameter)

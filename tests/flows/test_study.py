@@ -257,6 +257,9 @@ def test_fewer_hours_keep_what_is_done() -> None:
     assert merged(PLANNED, [done, failed]) == [*PLANNED[:2], done, failed]
 
 
+OF_TRANSFORMER = point(TRANSFORMER, 1e12, 1.0)
+
+
 def test_scores_are_those_of_the_point_s_model() -> None:
     metrics = {
         "calm: brierlm": 1.0,
@@ -264,14 +267,19 @@ def test_scores_are_those_of_the_point_s_model() -> None:
         "calm: brierlm_ci95.1": 1.5,
         "transformer: brierlm": 2,
     }
-    assert scores_of(calm(4), metrics) == {"brierlm": 1.0, "brierlm_low": 0.5, "brierlm_high": 1.5}
-    assert scores_of(TRANSFORMER, metrics | {"transformer: bits_per_byte": 1.5})["bits_per_byte"] == 1.5
+    assert scores_of(point(calm(4), 1e12, 1.0), metrics) == {"brierlm": 1.0, "brierlm_low": 0.5, "brierlm_high": 1.5}
+    of_transformer = scores_of(OF_TRANSFORMER, metrics | {"transformer: bits_per_byte": 1.5})
+    assert of_transformer["bits_per_byte"] == 1.5
 
 
-def test_the_autoencoder_s_share_is_a_score_of_calm() -> None:
+def test_the_autoencoder_s_share_is_a_score_of_a_calm_that_has_one() -> None:
     metrics = {"autoencoder: token_accuracy": 0.98, "calm: brierlm": 1.0, "transformer: brierlm": 2.0}
-    assert scores_of(calm(8), metrics) == {"brierlm": 1.0, "token_accuracy": 0.98}
-    assert scores_of(TRANSFORMER, metrics) == {"brierlm": 2.0}
+    assert scores_of(point(calm(8), 1e12, 1.0, autoencoder_flops=1e9), metrics) == {
+        "brierlm": 1.0,
+        "token_accuracy": 0.98,
+    }
+    assert scores_of(point(calm(8), 1e12, 1.0), metrics) == {"brierlm": 1.0}
+    assert scores_of(OF_TRANSFORMER, metrics) == {"brierlm": 2.0}
 
 
 def test_bits_a_byte_take_the_interval_that_there_is() -> None:
@@ -282,10 +290,10 @@ def test_bits_a_byte_take_the_interval_that_there_is() -> None:
         "transformer: nats_per_token_ci95.1": 3.4,
     }
     own = {"transformer: bits_per_byte_ci95.0": 1.3, "transformer: bits_per_byte_ci95.1": 1.6}
-    assert scores_of(TRANSFORMER, bits) == {"bits_per_byte": 1.5}
-    scaled = scores_of(TRANSFORMER, bits | nats)
+    assert scores_of(OF_TRANSFORMER, bits) == {"bits_per_byte": 1.5}
+    scaled = scores_of(OF_TRANSFORMER, bits | nats)
     assert (scaled["bits_per_byte_low"], scaled["bits_per_byte_high"]) == pytest.approx((1.4, 1.7))
-    told = scores_of(TRANSFORMER, bits | nats | own)
+    told = scores_of(OF_TRANSFORMER, bits | nats | own)
     assert (told["bits_per_byte_low"], told["bits_per_byte_high"]) == (1.3, 1.6)
 
 

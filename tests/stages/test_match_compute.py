@@ -34,11 +34,23 @@ def test_what_leaves_the_compute_alone_leaves_the_output_alone(smoke: Params) ->
     assert written(smoke, calm={"alpha": 0.5, "target_samples": 8}, autoencoder={"kl_weight": 0.1}) == before
 
 
-@pytest.mark.parametrize("section", ["calm", "autoencoder"])
-def test_more_steps_of_calm_or_its_autoencoder_are_more_of_the_transformer(smoke: Params, section: str) -> None:
-    before = read_json(OUTPUT)["steps"] if written(smoke) else 0
-    written(smoke, **{section: {"steps": 2 * getattr(smoke, section).steps}})
-    assert read_json(OUTPUT)["steps"] > before
+@pytest.mark.parametrize(
+    ("head", "section", "more"),
+    [
+        ("tokens", "calm", True),
+        ("tokens", "autoencoder", False),
+        ("energy", "calm", True),
+        ("energy", "autoencoder", True),
+    ],
+)
+def test_more_steps_of_calm_or_the_autoencoder_it_needs_are_more_of_the_transformer(
+    smoke: Params, head: str, section: str, more: bool
+) -> None:
+    smoke = smoke.model_copy(update={"calm": smoke.calm.model_copy(update={"head": head})})
+    before = written(smoke)
+    steps = read_json(OUTPUT)["steps"]
+    after = written(smoke, **{section: {"steps": 2 * getattr(smoke, section).steps}})
+    assert read_json(OUTPUT)["steps"] > steps if more else after == before
 
 
 def test_a_number_is_passed_on_whatever_calm_does(smoke: Params) -> None:

@@ -19,6 +19,7 @@ from calm_core.runtime.device import device_of
 from calm_core.training.run import Run
 from stages import check_params, digest_corpus, match_compute, report, tokenise
 from tests.reliability.support.stage_processes import make_project
+from tests.sampling import sampled
 from tests.support.pretend_device import PretendDevice, pretend_device
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -26,13 +27,22 @@ STAGES: dict[str, tuple[str, ...]] = {
     "encode_corpus": ("encode_corpus",),
     "train_calm": ("train_calm",),
     "train_transformer": ("train_transformer",),
-    "evaluate_calm": ("evaluate_calm", "calm_surprise"),
+    "evaluate_calm": ("evaluate_calm", "calm_surprise", "token_head_surprise"),
     "evaluate_transformer": ("evaluate_transformer", "cross_entropy", "transformer_surprise"),
     "evaluate_brierlm": (),
-    "correlate_brierlm": ("evaluate_calm", "calm_surprise", "evaluate_transformer", "cross_entropy"),
+    "correlate_brierlm": (
+        "evaluate_calm",
+        "calm_surprise",
+        "token_head_surprise",
+        "evaluate_transformer",
+        "cross_entropy",
+    ),
     "measure_diversity": ("sampled_continuations",),
 }
-"""The stages in their order, and the functions of calm_core that do their work."""
+"""The stages in their order, and the functions of calm_core that do their work; a likelihood is one head's alone."""
+
+OTHERS = {"tokens": "calm_surprise", "energy": "token_head_surprise"}
+"""By head, the likelihood that it does not have."""
 
 CHOICES = (
     "calm_core.runtime.process_group",
@@ -93,8 +103,13 @@ def results(folder: Path) -> dict[str, Any]:
     return {**found, "samples": report._samples(params)}
 
 
+@pytest.fixture(params=sampled(["tokens", "energy"], "tokens"))
+def head(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture()
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str) -> Path:
     """A project in the current folder, whose corpus is tokenised."""
     folder = make_project(tmp_path / "project")
     values = yaml.safe_load((folder / "params.yaml").read_text())
@@ -102,6 +117,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         values[section].update(steps=3, warmup_steps=1)
     for section in ("calm", "transformer"):
         values[section].update(checkpoints=3)
+    values["calm"].update(head=head)
     values["evaluation"].update(tokens=200, checkpoint_tokens=100, likelihood_tokens=100, bootstrap_resamples=100)
     (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
@@ -111,14 +127,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path) -> None:
+def test_all_stages_compute_there_what_they_compute_on_the_cpu(project: Path, head: str) -> None:
     on_cpu = results(project)
     with pretend_device() as pretend, chosen(pretend) as devices:
         found = results(project)
         here = {pretend.device}
-    assert devices.pop("train_calm.train_calm") >= here  # which moves the autoencoder
+    # It moves the autoencoder, if it needs it.
+    assert devices.pop("train_calm.train_calm") >= here
     assert devices == dict.fromkeys(devices, here)
-    assert len(devices) == sum(map(len, STAGES.values()))
+    expected = {f"{stage}.{name}" for stage, names in STAGES.items() for name in names if name != OTHERS[head]}
+    assert devices.keys() == expected - {"train_calm.train_calm"} | {"report.load_language_model"}
     assert found.keys() == on_cpu.keys() == {"autoencoder", "brierlm", "correlation", "diversity", "samples"}
     # The same draws and, but for the kernel of attention, the same operators.
     assert found["autoencoder"] == pytest.approx(on_cpu["autoencoder"], rel=1e-3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from calm_core.autoencoder.model import Autoencoder, Posterior, autoencoder_loss, draw
 from calm_core.autoencoder.training import autoencoder_config
 from calm_core.calm.model import Calm
+from calm_core.calm.token_head import TokenHead
 from calm_core.calm.training import calm_config, head_objective
 from calm_core.costs.plan import Plan, plan, render_plan
 from calm_core.errors import CalmError
@@ -171,6 +172,8 @@ TOLERANCE = 1e-3
         ("auto", {"decoder_score": True}),
         ("auto", {"head": "diffusion"}),
         ("float32", {"head": "flow"}),
+        ("float32", {"head": "tokens"}),
+        ("auto", {"head": "tokens"}),
     ],
 )
 def test_calm_keeps_what_is_planned(values: dict[str, Any], precision: str, head: dict[str, Any]) -> None:
@@ -186,6 +189,8 @@ def test_calm_keeps_what_is_planned(values: dict[str, Any], precision: str, head
             inputs = torch.randint(V, (*shape, K), generator=generator)
         else:
             inputs = torch.randn(*shape, L, generator=generator)
+        if isinstance(model.head, TokenHead):
+            return model.head.loss(model(inputs), inputs)
         hidden_states = model(inputs).flatten(0, 1)
         posterior = Posterior(*torch.randn(2, math.prod(shape), L, generator=generator))
         draws = model.head.training_draws(math.prod(shape), objective, GeneratorDraws(generator))

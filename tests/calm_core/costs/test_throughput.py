@@ -82,6 +82,6 @@ def test_latents_are_encoded_before_anything_is_timed(smoke: Params, monkeypatch
     monkeypatch.setattr(Calm, "forward", passed)
     monkeypatch.setattr(throughput, "ROUNDS", 1)
     params = small(smoke, {})
-    rates(params.model_copy(update={"calm": params.calm.model_copy(update={"input": "latents"})}))
+    rates(params.model_copy(update={"calm": params.calm.model_copy(update={"head": "energy", "input": "latents"})}))
     assert calls[0] == "encode"
     assert set(calls[1:]) == {"forward"}

@@ -109,7 +109,9 @@ EMBEDDINGS = {
     "transformer": {"embedding.weight"},
     "calm": {"patch_embedding.embedding.weight"},
     "calm of latents": set(),
+    "calm of tokens": {"patch_embedding.embedding.weight", "head.embedding.weight"},
 }
+OUTPUTS = ("output.weight", "head.unembedding.weight")
 
 
 def kind_of(name: str, model: str) -> str:
@@ -120,7 +122,7 @@ def kind_of(name: str, model: str) -> str:
     is_norm = "norm" in owners[-1] or ".".join(owners).endswith("patch_embedding.projection.3")
     if weight == "bias" or is_norm:
         return "vector"
-    return "output" if name == "output.weight" else "matrix"
+    return "output" if name in OUTPUTS else "matrix"
 
 
 RATES = {"learning_rate": 0.003, "embedding_learning_rate": 0.05, "muon_learning_rate": 0.02, "weight_decay": 0.1}
@@ -156,7 +158,7 @@ def test_every_weight_of_every_model_has_its_settings(
     counts = Counter(kind_of(name, model) for name in names.values())
     assert counts["matrix"] >= 7
     assert counts["vector"] + counts["output"] >= 3
-    assert counts["output"] == (model == "transformer")
+    assert counts["output"] == (model in ("transformer", "calm of tokens"))
 
 
 @pytest.mark.usefixtures("float32_muon")

@@ -12,7 +12,7 @@ from calm_core.training.run import Run
 from tests.calm_core.training.tiny_trainings import BUILDS
 from tests.support.pretend_device import PretendDevice, pretend_device
 
-READ = {"autoencoder": 1, "transformer": 1, "calm": 3, "calm of latents": 4}
+READ = {"autoencoder": 1, "transformer": 1, "calm": 3, "calm of latents": 4, "calm of tokens": 1}
 """Tensors that a batch is read into: token ids, and what was encoded before. Draws are made on the device."""
 
 

@@ -1,4 +1,4 @@
-"""The three trainings at a size that takes milliseconds, on a token stream and latents that lie on disk."""
+"""The trainings at a size that takes milliseconds, on a token stream and latents that lie on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.autoencoder.training import AutoencoderObjective
-from calm_core.calm.training import CalmObjective
+from calm_core.calm.token_training import TokenHeadObjective
+from calm_core.calm.training import CalmObjective, calm_config
 from calm_core.latents.encode import encode_corpus
 from calm_core.latents.shards import LatentCorpus
 from calm_core.params import AutoencoderParams, CalmParams, Params, TransformerParams
@@ -78,7 +79,9 @@ def autoencoder_section(params: Params, **changes: Any) -> AutoencoderParams:
 
 
 def calm_section(params: Params, **changes: Any) -> CalmParams:
-    sizes = {**BACKBONE, "batch_sequences": 4, "head_blocks": 1, "noise_size": 5, "diffusion_steps": 20}
+    """Of an energy head, unless ``changes`` ask for another."""
+    sizes = {**BACKBONE, "batch_sequences": 4, "head": "energy", "head_blocks": 1, "noise_size": 5}
+    sizes |= {"diffusion_steps": 20, "token_hidden_size": 12, "token_intermediate_size": 20, "token_layers": 2}
     return params.calm.model_copy(update={**sizes, **changes})
 
 
@@ -108,9 +111,16 @@ def build_calm_of_latents(params: Params, folder: Path, seed: int) -> Objective[
     return build_calm(params, folder, seed, input="latents", head="diffusion")
 
 
+def build_calm_of_tokens(params: Params, folder: Path, seed: int) -> Objective[Any, Any]:
+    section, coder = calm_section(params, head="tokens"), tiny_autoencoder(2).config
+    tokens = stream_of(folder, random_tokens(90))
+    return TokenHeadObjective(section, calm_config(section, coder), tokens, seed, "train_calm")
+
+
 BUILDS: dict[str, Build] = {
     "autoencoder": build_autoencoder,
     "transformer": build_transformer,
     "calm": build_calm,
     "calm of latents": build_calm_of_latents,
+    "calm of tokens": build_calm_of_tokens,
 }
