@@ -1,4 +1,8 @@
-"""Presets: overlays of params.yaml that say only what they change."""
+"""Presets: overlays of params.yaml that say only what they change.
+
+A run is described by params.yaml alone, over which ``apply_preset`` writes one; those of evaluation.beside describe
+further CALMs of the same run, and are laid over its params as they are.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,34 @@ def load_preset(name: str, base: Path = Path("params.yaml")) -> Params:
     parse_params(values, str(base))
     _lay_over(values, _overlay(name))
     return parse_params(values, f"preset {name}")
+
+
+def with_preset_of_calm(params: Params, name: str) -> Params:
+    """``params`` under the preset ``name``: a CALM that has all but section calm in common with that of ``params``.
+
+    Raises:
+        CalmError: there is no such preset, it changes another section or wants latents that ``params`` do not have
+            encoded, or it is wrong over ``params``.
+    """
+    overlay = _overlay(name)
+    if others := [str(section) for section in overlay if section != "calm"]:
+        raise CalmError(
+            f"preset {name} changes {', '.join(others)}; in evaluation.beside use presets that change calm alone"
+        )
+    values = params.model_dump()
+    _lay_over(values, overlay)
+    laid_over = parse_params(values, f"preset {name}")
+    if (params.calm.latents, laid_over.calm.latents) == ("online", "encoded"):
+        raise CalmError(
+            f"preset {name} has calm.latents: encoded, but params.yaml online, which encodes none; set both to one"
+        )
+    return laid_over
+
+
+def require_presets_beside(params: Params) -> None:
+    """Raise CalmError, as ``with_preset_of_calm``, unless all of evaluation.beside can be trained beside ``params``."""
+    for name in params.evaluation.beside:
+        with_preset_of_calm(params, name)
 
 
 def preset_models(name: str) -> set[str]:

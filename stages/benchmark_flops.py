@@ -13,6 +13,7 @@ from calm_core.costs.matching import with_matched_steps
 from calm_core.costs.run_shapes import RunShapes, run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.params import AutoencoderParams, LanguageModelParams, Params
+from calm_core.presets import with_preset_of_calm
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.storage.json_io import write_json
@@ -29,7 +30,8 @@ def main(params: Params) -> Measured:
     set_threads(params.runtime.threads)
     params = with_matched_steps(params)
     shapes = run_shapes(params)
-    write_json(Path("results/flops.json"), {"published": _published(), "run": _run(params, shapes)})
+    run = {**_run(params, shapes), "beside": {preset: _beside(params, preset) for preset in params.evaluation.beside}}
+    write_json(Path("results/flops.json"), {"published": _published(), "run": run})
     device = choose_device(params.runtime.device)
     return tokens_per_second(params, shapes.calm, shapes.autoencoder, shapes.transformer, device)
 
@@ -71,6 +73,13 @@ def _run(params: Params, shapes: RunShapes) -> dict[str, Any]:
         calm[f"{key}_with_autoencoder"] = calm[key] + autoencoder[key]
         transformer[f"{key}_over_calm_with_autoencoder"] = transformer[key] / calm[f"{key}_with_autoencoder"]
     return run
+
+
+def _beside(params: Params, preset: str) -> dict[str, Any]:
+    """The CALM of ``preset``, on the same autoencoder and beside the same Transformer."""
+    laid_over = with_preset_of_calm(params, preset)
+    found: dict[str, Any] = _run(laid_over, run_shapes(laid_over))["calm"]
+    return found
 
 
 def _row(flops: ModelFlops, training_tokens: float) -> dict[str, float]:

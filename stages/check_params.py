@@ -3,12 +3,17 @@
 from pathlib import Path
 
 from calm_core.params import Params
+from calm_core.presets import require_presets_beside
 from calm_core.storage.json_io import write_json
 from stages.runner.run import run_stage
 
 
 def main(params: Params) -> None:
-    """Say that ``params``, validated while they were read, are good; the same content for all good params."""
+    """Say that ``params``, validated while they were read, are good with the presets of evaluation.beside.
+
+    The content is the same for all that are.
+    """
+    require_presets_beside(params)
     # DVC compares content: a constant file lets no stage after this one run again because of a param that it does not
     # read.
     write_json(Path("data/params_checked.json"), {"valid": True})

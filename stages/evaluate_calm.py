@@ -71,4 +71,4 @@ def main(params: Params, places: Places = RUN) -> None:
 
 
 if __name__ == "__main__":
-    run_repeatable_stage(STAGE, main)
+    run_repeatable_stage(STAGE, main, of_calm=True)
