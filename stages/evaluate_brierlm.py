@@ -21,11 +21,11 @@ def main(params: Params) -> None:
     scores = {model: _of_seeds(params, model) for model in MODELS}
     beside = {preset: _of_seeds(params, "calm", preset) for preset in presets}
     results: dict[str, Any] = {model: _estimate(params, model, of_seeds) for model, of_seeds in scores.items()}
-    of_presets = {preset: _estimate(params, f"calm, {preset}", of_seeds) for preset, of_seeds in beside.items()}
+    of_presets = {preset: _estimate(params, f"calm ({preset})", of_seeds) for preset, of_seeds in beside.items()}
     difference = _minus_transformer(params, "CALM", scores["calm"], scores["transformer"])
     for preset, of_seeds in beside.items():
-        name = f"CALM, {preset},"
-        of_presets[preset]["minus_transformer"] = _minus_transformer(params, name, of_seeds, scores["transformer"])
+        found = _minus_transformer(params, f"CALM ({preset})", of_seeds, scores["transformer"])
+        of_presets[preset]["minus_transformer"] = found
     write_json(Path("results/brierlm.json"), {**results, "calm_minus_transformer": difference, "beside": of_presets})
 
 
