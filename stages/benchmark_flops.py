@@ -13,11 +13,11 @@ from calm_core.costs.matching import with_matched_steps
 from calm_core.costs.run_shapes import RunShapes, run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.params import AutoencoderParams, LanguageModelParams, Params
-from calm_core.presets import with_preset_of_calm
 from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.storage.json_io import write_json
 from calm_core.transformer.model import TransformerConfig
+from stages.runner.places import Places
 from stages.runner.run import Measured, run_stage
 
 PUBLISHED_CONTEXT = 2048
@@ -77,8 +77,8 @@ def _run(params: Params, shapes: RunShapes) -> dict[str, Any]:
 
 def _beside(params: Params, preset: str) -> dict[str, Any]:
     """The CALM of ``preset``, on the same autoencoder and beside the same Transformer."""
-    laid_over = with_preset_of_calm(params, preset)
-    found: dict[str, Any] = _run(laid_over, run_shapes(laid_over))["calm"]
+    params = Places(preset=preset).params(params)
+    found: dict[str, Any] = _run(params, run_shapes(params))["calm"]
     return found
 
 

@@ -4,15 +4,19 @@
 repeats/1, which is laid out as the project is. The tokens are common to all: no seed goes into them.
 
 With `--preset NAME` it trains the CALM of a preset of ``evaluation.beside``, in beside/NAME or, under a seed as well,
-beside/NAME/SEED, on the autoencoder and the latents of that seed.
+beside/NAME/SEED, on the autoencoder and the latents of that seed. Its section of params is data/beside/NAME.json, which
+the stage check_params makes of the preset and params.yaml: where it stays as it is, nothing is trained anew.
 """
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from calm_core.params import Params
-from calm_core.presets import preset_names, with_preset_of_calm
+from calm_core.params import Params, parse_params
+from calm_core.storage.json_io import read_json
+
+BESIDE = Path("data/beside")
+"""Section calm of each preset of ``evaluation.beside``, in NAME.json."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,14 @@ class Places:
         return Path("results/correlation") / ("run.json" if self.seed is None else f"seed-{self.seed}.json")
 
     def params(self, params: Params) -> Params:
-        """``params`` of what is done here: under the preset, and the seed of the repetition, each without others.
+        """``params`` of what is done here: of the preset, and under the seed of the repetition, which has no others.
 
         Raises:
-            CalmError: the preset cannot stand beside ``params``, as ``with_preset_of_calm``.
+            CalmError: the section of the preset is missing in data/beside, or does not fit ``params``.
         """
         if self.preset is not None:
-            params = with_preset_of_calm(params, self.preset)
+            section = read_json(BESIDE / f"{self.preset}.json")
+            params = parse_params({**params.model_dump(), "calm": section}, f"preset {self.preset}")
         if self.seed is None:
             return params
         evaluation = params.evaluation.model_copy(update={"seeds": []})
@@ -89,6 +94,6 @@ def asked_places(arguments: list[str], of_calm: bool = False) -> Places:
     parser.add_argument("--seed", type=int, help="repeat the stage under this seed, in repeats/SEED")
     if of_calm:
         told = "do it for the CALM of this preset, in beside/PRESET"
-        parser.add_argument("--preset", choices=preset_names(), help=told)
+        parser.add_argument("--preset", choices=[path.stem for path in sorted(BESIDE.glob("*.json"))], help=told)
     asked = parser.parse_args(arguments)
     return Places(asked.seed, asked.preset if of_calm else None)

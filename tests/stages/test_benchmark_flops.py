@@ -8,7 +8,7 @@ import pytest
 from calm_core.params import Params
 from calm_core.presets import apply_preset, load_preset
 from calm_core.storage.json_io import read_json
-from stages import benchmark_flops
+from stages import benchmark_flops, check_params
 from tests import ROOT
 
 WIDER = """\
@@ -39,7 +39,9 @@ def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 def counted(params: Params, *beside: str) -> dict[str, Any]:
     evaluation = params.evaluation.model_copy(update={"beside": list(beside)})
-    benchmark_flops.main(params.model_copy(update={"evaluation": evaluation}))
+    params = params.model_copy(update={"evaluation": evaluation})
+    check_params.main(params)
+    benchmark_flops.main(params)
     found: dict[str, Any] = read_json(Path("results/flops.json"))["run"]
     return found
 

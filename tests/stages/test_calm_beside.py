@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -103,8 +104,9 @@ def test_interrupted_work_goes_on_under_the_same_preset_and_inputs_alone(
     assert before == folder()
     others = {folder_of(one.stage("train_calm"), one.params(load_params())) for one in (RUN, Places(SEED))}
     assert before not in others
-    preset, latents = Path(f"presets/{PRESET}.yaml"), places.latents / "description.json"
-    for path, content in ((preset, yaml.safe_dump({"calm": {**OVERLAY, "samples": 4}})), (latents, "{}")):
+    section, latents = Path(f"data/beside/{PRESET}.json"), places.latents / "description.json"
+    more = {**load_params().calm.model_dump(), **OVERLAY, "samples": 4}
+    for path, content in ((section, json.dumps(more)), (latents, "{}")):
         kept = path.read_text()
         path.write_text(content)
         assert folder() != before

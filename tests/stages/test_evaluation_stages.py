@@ -251,8 +251,8 @@ def test_a_model_beside_of_one_seed_and_one_group_has_no_interval(
 
 
 def test_the_calm_of_a_preset_is_scored_where_it_was_trained(params: Params) -> None:
-    Path("presets").mkdir()
-    Path("presets/one.yaml").write_text("calm:\n  context_tokens: 12\n", encoding="utf-8")
+    Path("data/beside").mkdir()
+    write_json(Path("data/beside/one.json"), {**params.calm.model_dump(), "context_tokens": 12})
     there = Places(3, "one")
     model, autoencoder = coin_calm(NEXT_PATCHES)
     save(model, Path("beside/one/3/models/calm"))

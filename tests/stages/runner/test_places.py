@@ -48,11 +48,16 @@ def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "presets"
 
 
+def with_beside(params: Params, *names: str) -> Params:
+    return params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"beside": list(names)})})
+
+
 @pytest.mark.parametrize("seed", [None, 12])
 def test_a_calm_beside_has_folders_of_its_own_and_the_latents_of_its_seed(
     params: Params, presets: Path, seed: int | None
 ) -> None:
     (presets / "fewer.v2.yaml").write_text("calm:\n  samples: 3\n  head: flow\n", encoding="utf-8")
+    check_params.main(with_beside(params, "fewer.v2"))
     asked = ["--preset", "fewer.v2", *([] if seed is None else ["--seed", str(seed)])]
     places, of_seed = asked_places(asked, of_calm=True), Places(seed)
     assert places == Places(seed, "fewer.v2")
@@ -92,26 +97,44 @@ def test_a_preset_that_cannot_stand_beside_a_run_is_told_before_any_training(
 ) -> None:
     (presets / "one.yaml").write_text(overlay, encoding="utf-8")
     calm = params.calm.model_copy(update={"latents": "online" if online else "encoded"})
-    evaluation = params.evaluation.model_copy(update={"beside": ["one"]})
     with pytest.raises(CalmError, match=message) as raised:
-        check_params.main(params.model_copy(update={"calm": calm, "evaluation": evaluation}))
+        check_params.main(with_beside(params.model_copy(update={"calm": calm}), "one"))
     assert "\n" not in str(raised.value)
     assert not Path("data").exists()
 
 
 def test_a_preset_that_is_missing_is_told_with_those_there_are(params: Params, presets: Path) -> None:
     (presets / "one.yaml").write_text("calm:\n  samples: 3\n", encoding="utf-8")
-    evaluation = params.evaluation.model_copy(update={"beside": ["one", "two"]})
     with pytest.raises(CalmError, match="preset 'two' is unknown; there are: one"):
-        check_params.main(params.model_copy(update={"evaluation": evaluation}))
+        check_params.main(with_beside(params, "one", "two"))
 
 
 def test_presets_of_online_latents_need_nothing_on_disk(params: Params, presets: Path) -> None:
     (presets / "one.yaml").write_text("calm:\n  latents: online\n", encoding="utf-8")
-    Path("data").mkdir()
-    evaluation = params.evaluation.model_copy(update={"beside": ["one"]})
-    check_params.main(params.model_copy(update={"evaluation": evaluation}))
-    assert Path("data/params_checked.json").is_file()
+    check_params.main(with_beside(params, "one"))
+    assert Places(preset="one").params(params).calm.latents == "online"
+
+
+def test_what_a_preset_says_itself_may_change_in_params_and_what_it_leaves_may_not(
+    params: Params, presets: Path
+) -> None:
+    (presets / "one.yaml").write_text("calm:\n  samples: 3\n", encoding="utf-8")
+    section = Path("data/beside/one.json")
+
+    def content(**changes: object) -> bytes:
+        check_params.main(
+            with_beside(params.model_copy(update={"calm": params.calm.model_copy(update=changes)}), "one")
+        )
+        return section.read_bytes()
+
+    before = content()
+    assert content(samples=7) == before
+    assert content(alpha=0.5) != before
+    # Those of presets that are not asked for any more go.
+    check_params.main(with_beside(params))
+    assert list(section.parent.iterdir()) == []
+    with pytest.raises(CalmError, match="one.json is missing; `dvc repro` makes it"):
+        Places(preset="one").params(params)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +179,16 @@ def test_seeds_differ(params: Params, seeds: list[int]) -> None:
 def test_an_unknown_command_line_is_refused(
     arguments: list[str], of_calm: bool, presets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (presets / "one.yaml").touch()
+    (presets / "two.yaml").touch()
     with pytest.raises(SystemExit) as ended:
         asked_places(arguments, of_calm)
     assert ended.value.code == 2
     assert "usage" in capsys.readouterr().err
 
 
-def test_only_stages_of_calm_have_presets(presets: Path) -> None:
-    (presets / "one.yaml").touch()
+def test_only_stages_of_calm_have_presets(params: Params, presets: Path) -> None:
+    (presets / "one.yaml").write_text("calm: {}\n", encoding="utf-8")
+    check_params.main(with_beside(params, "one"))
     assert asked_places(["--preset", "one"], of_calm=True) == Places(preset="one")
     with pytest.raises(SystemExit):
         asked_places(["--preset", "one"])
