@@ -117,4 +117,4 @@ lock:
 	rm -rf .lock
 
 clean:
-	rm -rf data models results repeats .checkpoints mutants
+	rm -rf data models results repeats beside .checkpoints mutants

@@ -70,8 +70,9 @@ def check() -> None:
     """Validate params.yaml; say so if DVC cannot work here."""
     from calm_core.checkout import require_checkout
     from calm_core.params import load_params
+    from calm_core.presets import sections_beside
 
-    load_params()
+    sections_beside(load_params())
     typer.echo("params.yaml is valid")
     try:
         require_checkout(Path.cwd())

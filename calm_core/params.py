@@ -7,6 +7,7 @@ Limits of sizes are those of the models' own config types (nn/limits.py).
 
 import contextlib
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,6 +32,7 @@ Positive = Annotated[int, Field(ge=1, le=10**12)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Temperature = Annotated[float, Field(gt=0, le=1)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
+PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
 """How many mistakes one error lists, and how many characters of each value."""
@@ -265,6 +267,7 @@ class EvaluationParams(Section):
     """BrierLM, quality and diversity (paper, sections 4 and 5)."""
 
     seeds: Annotated[list[Seed], Field(max_length=1000)]
+    beside: Annotated[list[PresetName], Field(max_length=20)]
     split: Literal["validation", "test"]
     samples: Samples
     batch_sequences: Width
@@ -280,6 +283,15 @@ class EvaluationParams(Section):
         # Results are told apart by their temperature.
         if len(set(self.temperatures)) < len(self.temperatures):
             raise ValueError(f"temperatures are {self.temperatures}; each belongs there once")
+        return self
+
+    @model_validator(mode="after")
+    def _models_beside_are_told_apart(self) -> Self:
+        if len(set(self.beside)) < len(self.beside):
+            raise ValueError(f"beside is {self.beside}; each preset belongs there once")
+        # Scores of a preset lie in calm-PRESET, those of a repetition in calm-seed-SEED or calm-PRESET-seed-SEED.
+        if meant := [name for name in self.beside if re.search(r"(^|-)seed-\d+$", name)]:
+            raise ValueError(f"beside has {meant[0]}, which would be a repetition's name; call the preset otherwise")
         return self
 
 

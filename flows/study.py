@@ -80,8 +80,8 @@ def study(
         "patch_sizes": patch_sizes,
         "widths": widths,
         "seeds": seeds,
-        # Repetitions are points of their own here.
-        "further": ["evaluation.seeds=[]"],
+        # Repetitions are points of their own here, and there is no model beside a point's.
+        "further": ["evaluation.seeds=[]", "evaluation.beside=[]"],
         "rates": record.get("rates"),
     }
     planned = _plan(root, asked)

@@ -44,8 +44,8 @@ MODELS: dict[str, Tuned] = {
 STEPS = Path("data/transformer_steps.json")
 """What the stage match_compute writes."""
 
-ALWAYS = ("evaluation.split=validation", "evaluation.seeds=[]")
-"""Overrides of every trial: the test split is not looked at, and trainings are not repeated."""
+ALWAYS = ("evaluation.split=validation", "evaluation.seeds=[]", "evaluation.beside=[]")
+"""Overrides of every trial: the test split is not looked at, and nothing is trained but the model itself, once."""
 
 
 @flow(name="tune", flow_run_name="tune {trials} trials at {budget} of the steps")
@@ -186,7 +186,7 @@ def _experiment(model: str) -> str:
 
 def _compared(model: str, params: dict[str, Any], steps: int, seed: int) -> dict[str, Any]:
     """What all trials of a study have in common: what its scores depend on, and its first trial and sampler."""
-    evaluation = {key: value for key, value in params["evaluation"].items() if key not in ("seeds", "split")}
+    evaluation = {key: value for key, value in params["evaluation"].items() if key not in ("seeds", "beside", "split")}
     return {
         "steps": steps,
         "sampler": seed,

@@ -17,6 +17,7 @@ from calm_core.runtime.device import choose_device
 from calm_core.runtime.precision import set_threads
 from calm_core.storage.json_io import write_json
 from calm_core.transformer.model import TransformerConfig
+from stages.runner.places import Places
 from stages.runner.run import Measured, run_stage
 
 PUBLISHED_CONTEXT = 2048
@@ -29,7 +30,8 @@ def main(params: Params) -> Measured:
     set_threads(params.runtime.threads)
     params = with_matched_steps(params)
     shapes = run_shapes(params)
-    write_json(Path("results/flops.json"), {"published": _published(), "run": _run(params, shapes)})
+    run = {**_run(params, shapes), "beside": {preset: _beside(params, preset) for preset in params.evaluation.beside}}
+    write_json(Path("results/flops.json"), {"published": _published(), "run": run})
     device = choose_device(params.runtime.device)
     return tokens_per_second(params, shapes.calm, shapes.autoencoder, shapes.transformer, device)
 
@@ -74,6 +76,13 @@ def _run(params: Params, shapes: RunShapes) -> dict[str, Any]:
         calm[f"{key}_with_autoencoder"] = calm[key] + (autoencoder[key] if needed else 0)
         transformer[f"{key}_over_calm_with_autoencoder"] = transformer[key] / calm[f"{key}_with_autoencoder"]
     return run
+
+
+def _beside(params: Params, preset: str) -> dict[str, Any]:
+    """The CALM of ``preset``, on the same autoencoder and beside the same Transformer."""
+    params = Places(preset=preset).params(params)
+    found: dict[str, Any] = _run(params, run_shapes(params))["calm"]
+    return found
 
 
 def _row(flops: ModelFlops, training_tokens: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ def main(params: Params, places: Places = RUN) -> None:
     if params.calm.latents == "online":
         _write_none(places.latents)
         return
-    stage, trained = places.stage("encode_corpus"), places.models / "autoencoder"
+    stage, trained = places.stage("encode_corpus"), places.autoencoder
     set_threads(params.runtime.threads)
     precision = params.runtime.precision
     with joined(params.runtime.device) as processes:

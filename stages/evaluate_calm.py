@@ -89,4 +89,4 @@ def _bounds(
 
 
 if __name__ == "__main__":
-    run_repeatable_stage(STAGE, main)
+    run_repeatable_stage(STAGE, main, of_calm=True)

@@ -27,7 +27,7 @@ def main(params: Params, places: Places = RUN) -> Measured:
     # After the training session: the other processes need not wait for it.
     model.to(session.run.processes.device)
     quality = reconstruction(model, TokenStream(TOKENS, "test"), params.seed)
-    save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), places.models / "autoencoder")
+    save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), places.autoencoder)
     write_json(places.results / "autoencoder.json", {**quality._asdict(), "parameters": count_parameters(model)})
     return session.finish(params.autoencoder.training_tokens)
 

@@ -23,7 +23,9 @@ def main(params: Params, places: Places = RUN) -> Measured:
     """Train and write, the frozen autoencoder beside the model; with a token head its folder is empty."""
     decoded = params.calm.head != "tokens"
     encoded = decoded and params.calm.latents == "encoded"
-    trained, model_folder = places.models / "autoencoder", places.models / "calm"
+    trained, model_folder = places.autoencoder, places.models / "calm"
+    # What BrierLM is compared with along the training is measured of the run's own CALM alone.
+    kept = checkpoint_steps(params.calm) if places.preset is None else frozenset()
 
     def verify() -> None:
         # Before hours of training: tokens, latents and autoencoder have to be those of one run.
@@ -37,12 +39,13 @@ def main(params: Params, places: Places = RUN) -> Measured:
         tokens, autoencoder = TokenStream(TOKENS, "train"), load_model(Autoencoder, trained)
         online = OnlineLatents(tokens, autoencoder, params.runtime.precision)
         latents = LatentCorpus(places.latents) if encoded else online
-        run = session.keeping(checkpoint_steps(params.calm), params.calm.context_tokens)
+        run = session.keeping(kept, params.calm.context_tokens)
         model = train_calm(params, tokens, latents, autoencoder, run)
     if not session.run.is_first:
         return {}
-    # Without the autoencoder, which is that of models/calm for all of them.
-    session.write_kept(places.models / "calm_checkpoints")
+    if kept:
+        # Without the autoencoder, which is that of models/calm for all of them.
+        session.write_kept(places.models / "calm_checkpoints")
     # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)
@@ -56,4 +59,4 @@ def main(params: Params, places: Places = RUN) -> Measured:
 
 
 if __name__ == "__main__":
-    run_repeatable_stage("train_calm", main, by_processes=True)
+    run_repeatable_stage("train_calm", main, by_processes=True, of_calm=True)

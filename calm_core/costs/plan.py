@@ -131,6 +131,8 @@ class Plan(Figures):
     corpus: CorpusPlan
     seeds: int
     """How often all are trained; the figures are those of once."""
+    beside: list[str]
+    """Presets whose CALM is trained, too; it is in none of the figures."""
 
 
 def plan(params: Params, devices: int, device_flops: float, utilisation: float) -> Plan:
@@ -185,6 +187,7 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
             transformer=model_plan(_transformer_training(params)),
             corpus=_corpus_plan(params),
             seeds=1 + len(params.evaluation.seeds),
+            beside=params.evaluation.beside,
         )
 
 
@@ -221,6 +224,7 @@ def render_plan(plan: Plan) -> RenderableType:
         "Encoding and evaluation are not counted. A micro-batch is what a device takes at once, by "
         "runtime.gradient_accumulation.",
         *([f"All are trained {plan.seeds} times, once a seed (evaluation.seeds)."] if plan.seeds > 1 else []),
+        *([f"Not counted: CALM under {', '.join(plan.beside)}, too (evaluation.beside)."] if plan.beside else []),
     )
     return Group(table, *(Text(note) for note in notes))
 

@@ -19,8 +19,8 @@ def stages_for(models: Collection[str], pipeline: Path = PIPELINE) -> dict[str, 
     An autoencoder counts with CALM, which needs one. For both language models, or none at all, it is every stage.
     """
     stages: Mapping[str, Any] = read_yaml(pipeline)["stages"]
-    # Repetitions under other seeds take what the first run takes.
-    declared = {name: stage for name, stage in stages.items() if "foreach" not in stage}
+    # Repetitions under other seeds, and models beside the run's own, take what the first run takes.
+    declared = {name: stage for name, stage in stages.items() if not {"foreach", "matrix"} & stage.keys()}
     before = {name: _makers(stage.get("deps", []), declared) for name, stage in declared.items()}
     order = list(TopologicalSorter(before).static_order())
     if {"calm", "transformer"} <= set(models) or not models:

@@ -76,6 +76,7 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
     context = max(params.calm.context_tokens, params.transformer.context_tokens)
     values["evaluation"] |= {
         "seeds": [],
+        "beside": [],
         "samples": 2,
         "batch_sequences": 1,
         # One block, and the four tokens after it that are asked for.

@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
+FURTHER = (SECOND, "#3b8f5a", "#b0822b", NEUTRAL)
+"""Of models beside these, in turn."""
+
 ALIKE = 0.02
 """Models whose compute differs by a smaller share have the same."""
 

@@ -1,5 +1,6 @@
 """The report: one HTML page that needs nothing else, from the results of a run. All text in it is escaped."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from calm_core.evaluation.correlation import pooled_correlation
 from calm_core.report.diversity_figure import quality_against_diversity
 from calm_core.report.figures import (
     CALM,
+    FURTHER,
     TRANSFORMER,
     brierlm_against_flops,
     brierlm_against_likelihood,
@@ -62,10 +64,11 @@ def render_report(
         title: {**brierlm[name], "training_flops": flops["run"][name][_CHARGED[name]], "colour": _COLOURS[name]}
         for name, title in TITLES.items()
     }
+    beside = _beside(brierlm, flops)
     # None of a CALM with a token head, which has its likelihood itself.
     bounds = _bounds(brierlm["calm"])
     figures = {
-        "quality": brierlm_against_flops(models),
+        "quality": brierlm_against_flops({**models, **beside}),
         "curves": training_curves(curves),
         "by_place": brierlm_by_place(models),
         "likelihood": likelihood_bounds(bounds, brierlm["transformer"]["nats_per_token"]) if bounds else "",
@@ -82,6 +85,9 @@ def render_report(
         brierlm=brierlm,
         flops=flops,
         flops_rows=_flops_rows(flops),
+        beside=beside,
+        scored={TITLES["calm"]: brierlm["calm"], **beside, TITLES["transformer"]: brierlm["transformer"]},
+        compared=_compared(brierlm, flops, beside),
         bounds=bounds,
         by_position=_place_rows(models, "by_position", "tokens_before"),
         by_context=_place_rows(models, "by_context", "context_tokens"),
@@ -92,6 +98,7 @@ def render_report(
         machine=machine,
         titles=TITLES,
         interval=_interval,
+        signed_interval=_signed_interval,
         groups=_groups,
         correlated=_figure,
         with_error=_with_error,
@@ -100,6 +107,34 @@ def render_report(
 
 def _interval(result: dict[str, Any]) -> str:
     return "[{:.2f}, {:.2f}]".format(*result["brierlm_ci95"]) if result["brierlm_ci95"] else "unknown"
+
+
+def _signed_interval(difference: dict[str, Any]) -> str:
+    interval = difference["difference_ci95"]
+    return "[{:+.2f}, {:+.2f}]".format(*interval) if interval else "unknown"
+
+
+def _beside(brierlm: dict[str, Any], flops: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By title, the CALMs of presets that were trained beside the run's own: their scores, FLOPs and colours."""
+    return {
+        f"{TITLES['calm']}, {preset}": {**result, **flops["run"]["beside"][preset], "colour": colour}
+        | {"training_flops": flops["run"]["beside"][preset][_CHARGED["calm"]]}
+        for (preset, result), colour in zip(brierlm["beside"].items(), cycle(FURTHER), strict=False)
+    }
+
+
+def _compared(
+    brierlm: dict[str, Any], flops: dict[str, Any], beside: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row a model with what it takes and how much it is above the Transformer; none if there is no model beside."""
+    if not beside:
+        return []
+    calm, transformer = (
+        {"title": title, **brierlm[name], **flops["run"][name], "training_flops": flops["run"][name][_CHARGED[name]]}
+        for name, title in TITLES.items()
+    )
+    calm["minus_transformer"] = brierlm["calm_minus_transformer"]
+    return [calm, *({"title": title, **model} for title, model in beside.items()), transformer]
 
 
 def _groups(result: dict[str, Any]) -> str:
@@ -187,5 +222,15 @@ def _flops_rows(flops: dict[str, Any]) -> list[dict[str, Any]]:
                 **run[key],
             }
             for key, name in (*TITLES.items(), ("autoencoder", "Autoencoder"))
+        ),
+        # Their speed is not measured.
+        *(
+            {
+                "name": f"{TITLES['calm']}, {preset}",
+                "key": "",
+                "counted": model["measured_inference_flops_per_token"],
+                **model,
+            }
+            for preset, model in run["beside"].items()
         ),
     ]

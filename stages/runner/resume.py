@@ -23,12 +23,17 @@ from stages.runner.run import CHECKPOINTS, FINISHED
 
 PIPELINE = Path("dvc.yaml")
 
+KEY_DIGITS = 16
+"""64 bits, plenty for the few folders of a stage."""
+
 
 def folder_of(stage: str, params: Params, others: Any = None) -> Path:
     """The folder for what ``stage`` depends on now: by dvc.yaml, and on ``others``, plain JSON."""
     folder = CHECKPOINTS / f"{stage}-{_key(stage, params, others)}"
     # They stay: going back to earlier params then resumes. But they take space, so they are reported.
-    foreign = [path for path in CHECKPOINTS.glob(f"{stage}-*") if path.is_dir() and path != folder]
+    # By the length of a key: the name of a preset may go on where another one's ends.
+    same_stage = CHECKPOINTS.glob(f"{stage}-{'?' * KEY_DIGITS}")
+    foreign = [path for path in same_stage if path.is_dir() and path != folder]
     if foreign and rank_in_environment() == 0:
         size = sum(path.stat().st_size for other in foreign for path in other.rglob("*") if path.is_file())
         told = f"{len(foreign)} interrupted with other params, code or inputs, {size / 1e6:,.0f} MB"
@@ -47,20 +52,26 @@ def mark_finished(folder: Path) -> None:
 
 
 def _key(stage: str, params: Params, others: Any) -> str:
-    name, _, seed = stage.partition("@")
+    name, _, item = stage.partition("@")
     declared = read_yaml(PIPELINE)["stages"][name]
-    if seed:
-        declared = declared["do"]
+    declared = declared.get("do", declared)
+    # By DVC's names: of a preset and a seed it makes PRESET-SEED.
+    preset, _, seed = item.rpartition("-")
+    words = {"${item}": item, "${item.preset}": preset, "${item.seed}": seed}
     values = params.model_dump()
     # Of the runtime section, precision alone changes what is computed; the rest is how the machine is used.
     values["runtime"] = values["runtime"]["precision"]
     depends = {
         "params": {name: _value(values, name) for name in declared["params"]},
-        "inputs": {path: _identity(Path(path.replace("${item}", seed))) for path in declared["deps"]},
+        "inputs": {path: _identity(Path(_filled(path, words))) for path in declared["deps"]},
         "others": others,
     }
-    # 64 bits are plenty for the few folders of a stage.
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def _filled(path: str, words: dict[str, str]) -> str:
+    """``path`` of dvc.yaml with what DVC puts in the place of each of ``words``."""
+    return reduce(lambda filled, word: filled.replace(word, words[word]), words, path)
 
 
 def _value(values: Any, name: str) -> Any:

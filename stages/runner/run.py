@@ -74,16 +74,19 @@ def run_stage(name: str, work: Callable[[Params], Measured | None], by_processes
 
 
 def run_repeatable_stage(
-    name: str, work: Callable[[Params, Places], Measured | None], by_processes: bool = False
+    name: str, work: Callable[[Params, Places], Measured | None], by_processes: bool = False, of_calm: bool = False
 ) -> None:
-    """Run ``work`` as ``run_stage`` does, under the seed and in the places that the command line asks for."""
-    places = asked_places(sys.argv[1:])
+    """Run ``work`` as ``run_stage`` does, under the seed and in the places that the command line asks for.
 
-    def of_seed(params: Params) -> Measured | None:
+    A stage ``of_calm`` alone can be asked for the CALM of a preset.
+    """
+    places = asked_places(sys.argv[1:], of_calm)
+
+    def there(params: Params) -> Measured | None:
         return work(places.params(params), places)
 
     command = [f"stages.{name}", *sys.argv[1:]] if by_processes else []
-    _run_until_the_end(places.stage(name), of_seed, command)
+    _run_until_the_end(places.stage(name), there, command)
 
 
 def _run_until_the_end(name: str, work: Callable[[Params], Measured | None], command: list[str]) -> None:

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from calm_core.errors import CalmError
 from calm_core.params import load_params, parse_params, with_transformer_steps
-from calm_core.presets import apply_preset, load_preset, preset_names
+from calm_core.presets import (
+    apply_preset,
+    load_preset,
+    preset_names,
+    sections_beside,
+)
 from tests import ROOT
 
 
@@ -102,6 +107,32 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_presets_are_valid_overlays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     load_preset(name)
+
+
+def test_the_presets_beside_a_run_fit_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert list(sections_beside(load_params())) == ["paper-objective"]
+    for name in preset_names():
+        params = load_preset(name)
+        assert list(sections_beside(params)) == params.evaluation.beside
+
+
+def test_the_papers_objective_is_said_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What params.yaml says of another head, of its shape or its optimiser, is not the energy's."""
+    monkeypatch.chdir(ROOT)
+    params = load_params()
+    first = sections_beside(params)["paper-objective"]
+    other = {"head": "flow", "hidden_size": 64, "intermediate_size": 99, "layers": 2, "heads": 2, "key_value_heads": 1}
+    other |= {"head_blocks": 1, "noise_size": 3, "samples": 9, "target_samples": 2, "alpha": 0.5}
+    other |= {"decoder_score": False, "batch_sequences": 2, "steps": 999, "warmup_steps": 0, "schedule": "constant"}
+    other |= {"optimiser": "adamw", "learning_rate": 1.0, "embedding_learning_rate": 1.0, "muon_learning_rate": 1.0}
+    changed = params.model_copy(update={"calm": params.calm.model_copy(update=other)})
+    assert sections_beside(changed)["paper-objective"] == first
+    assert first.head == "energy"
+    # And the rest is as it is there.
+    kept = params.calm.model_copy(update={"context_tokens": 64, "gradient_clip": 2.0})
+    found = sections_beside(params.model_copy(update={"calm": kept}))["paper-objective"]
+    assert found == first.model_copy(update={"context_tokens": 64, "gradient_clip": 2.0})
 
 
 def test_applying_a_preset_keeps_comments_and_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from tests.sampling import sampled
 
 BIN = Path(sys.executable).parent
 DECLARED: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-STAGES = [name for name, stage in DECLARED.items() if "foreach" not in stage]
-REPETITIONS = [name for name in DECLARED if name not in STAGES]
+STAGES = [name for name, stage in DECLARED.items() if not {"foreach", "matrix"} & stage.keys()]
+BESIDE = [name for name in DECLARED if "beside_" in name]
+REPETITIONS = [name for name in DECLARED if name not in (*STAGES, *BESIDE)]
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +64,7 @@ def clone(folder: Path) -> Path:
 
 
 def ran(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '([\w@]+)'", output))
+    return set(re.findall(r"Running stage '([\w@.-]+)'", output))
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -237,6 +238,48 @@ def test_another_seed_repeats_the_trainings_and_nothing_else(workspace: Path) ->
     shutil.rmtree(workspace / "repeats")
     for path in (workspace / "results/scores").glob("*-seed-7.*"):
         path.unlink()
+
+
+@pytest.mark.slow
+def test_a_model_beside_is_trained_and_compared_and_nothing_else_is(workspace: Path) -> None:
+    before = fingerprint(workspace)
+    (workspace / "presets/slower.yaml").write_text("calm:\n  learning_rate: 0.002\n")
+    change(workspace, "evaluation", "beside", ["slower"])
+    stages = ran(checked(workspace, "dvc", "repro"))
+    beside = {"beside_train_calm@slower", "beside_evaluate_calm@slower"}
+    evaluated = {"evaluate_brierlm", "benchmark_flops", "report"}
+    # All is as it was but for what names the model beside: the cards do not.
+    assert stages - {"model_cards"} == {"check_params", "digest_corpus", *beside, *evaluated}
+    after = fingerprint(workspace)
+    results = {f"results/{name}" for name in ("brierlm.json", "flops.json", "report.html")}
+    assert {path for path in before if before[path] != after[path]} == results
+    scores = {f"results/scores/calm-slower.{suffix}" for suffix in ("json", "parquet")}
+    assert after.keys() - before.keys() == {"data/beside/slower.json", *scores}
+    found = json.loads((workspace / "results/brierlm.json").read_text())["beside"]["slower"]
+    assert {"brierlm", "bits_per_byte", "minus_transformer"} <= found.keys()
+    assert "CALM, slower" in (workspace / "results/report.html").read_text()
+    # Under another seed as well, and anew as the preset changes.
+    change(workspace, "evaluation", "seeds", [7])
+    stages = ran(checked(workspace, "dvc", "repro"))
+    assert {f"repeat_{name}-7" for name in beside} <= stages
+    assert not stages & beside
+    (workspace / "presets/slower.yaml").write_text("calm:\n  learning_rate: 0.001\n")
+    stages = ran(checked(workspace, "dvc", "repro"))
+    again = {"check_params", "digest_corpus", *beside, *(f"repeat_{name}-7" for name in beside)}
+    assert stages - {"model_cards", *evaluated} == again
+    # One that cannot be beside is told before anything is trained.
+    (workspace / "presets/slower.yaml").write_text("seed: 1\n")
+    failed = run(workspace, "dvc", "repro")
+    assert failed.returncode != 0
+    assert "check_params: preset slower changes seed" in failed.stdout + failed.stderr
+    assert ran(failed.stdout + failed.stderr) == {"check_params"}
+    (workspace / "presets/slower.yaml").unlink()
+    # DVC leaves what no stage makes any more.
+    for folder in ("repeats", "beside"):
+        shutil.rmtree(workspace / folder)
+    for pattern in ("*-seed-7.*", "calm-slower.*"):
+        for path in (workspace / "results/scores").glob(pattern):
+            path.unlink()
 
 
 @pytest.mark.slow

@@ -67,7 +67,8 @@ def test_both_models_get_the_same(server: str, tree: Path, monkeypatch: pytest.M
     assert state.is_completed(), state.message
     prepared, *runs = pipeline.asked
     assert prepared["targets"] == ["encode_corpus", "match_compute", "tokenise"]
-    assert all({"evaluation.split=validation", "evaluation.seeds=[]"} <= {*one["overrides"]} for one in runs)
+    always = {"evaluation.split=validation", "evaluation.seeds=[]", "evaluation.beside=[]"}
+    assert all(always <= {*one["overrides"]} for one in runs)
     calm, transformer = pipeline.trials("calm"), pipeline.trials("transformer")
     assert len(calm) == len(transformer) == 3
     assert all(f"calm.steps={calm_steps // 4}" in one for one in calm)

@@ -11,8 +11,10 @@ from calm_core.params import Params
 from tests import ROOT
 
 ALL: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-STAGES = {name: stage for name, stage in ALL.items() if "foreach" not in stage}
-REPETITIONS = {name: stage["do"] for name, stage in ALL.items() if "foreach" in stage}
+MADE_MANY_OF = {name: stage.get("do", stage) for name, stage in ALL.items() if {"foreach", "matrix"} & stage.keys()}
+STAGES = {name: stage for name, stage in ALL.items() if name not in MADE_MANY_OF}
+BESIDE = {name: stage for name, stage in MADE_MANY_OF.items() if "beside_" in name}
+REPETITIONS = {name: stage for name, stage in MADE_MANY_OF.items() if name not in BESIDE}
 
 REFUSING = {"calm_core/errors.py", "calm_core/nn/__init__.py", "calm_core/nn/limits.py", "calm_core/params.py"}
 """Code that every stage imports and none but check_params has to declare: it stops a run or changes nothing of it."""
@@ -51,6 +53,20 @@ def of_seed(path: str) -> str:
     if path.startswith("results/correlation/"):
         return path.replace("run.json", "seed-${item}.json")
     return path if path in SHARED else f"repeats/${{item}}/{path}"
+
+
+def of_preset(path: str, preset: str, seed: str) -> str:
+    """Where a stage of the CALM of a preset has what the run's own has at ``path``; ``seed`` is empty or a further one.
+
+    The autoencoder and what it made of the text are those of the seed.
+    """
+    own = path.startswith(("models/calm", "results/training/calm", "results/scores/"))
+    if not own:
+        return of_seed(path).replace("${item}", seed) if seed else path
+    if path.startswith("results/scores/"):
+        ending = f"-{preset}-seed-{seed}." if seed else f"-{preset}."
+        return ending.join(path.split("."))
+    return f"beside/{preset}/{seed}/{path}" if seed else f"beside/{preset}/{path}"
 
 
 def covers(declared: str, path: str) -> bool:
@@ -142,7 +158,42 @@ def test_a_repetition_is_its_stage_under_another_seed(name: str) -> None:
         assert any(covers(path, of_seed(written)) for path in outputs(repetition)), written
 
 
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_model_beside_is_its_stage_under_a_preset_and_perhaps_another_seed(name: str) -> None:
+    beside, original = BESIDE[name], name.removeprefix("repeat_").removeprefix("beside_")
+    stage = STAGES[original]
+    if name.startswith("repeat_"):
+        preset, seed, asked = "${item.preset}", "${item.seed}", " --seed ${item.seed} --preset ${item.preset}"
+        assert ALL[name]["matrix"] == {"preset": "${evaluation.beside}", "seed": "${evaluation.seeds}"}
+    else:
+        preset, seed, asked = "${item}", "", " --preset ${item}"
+        assert ALL[name]["foreach"] == "${evaluation.beside}"
+    assert beside["cmd"] == stage["cmd"] + asked
+    # Section calm is that of the preset, whatever the run's own says.
+    of_run = [param for param in stage["params"] if not param.startswith("calm")]
+    assert beside["params"] == [param for param in of_run if not (seed and param == "seed")]
+    declared = {path for path in beside["deps"] if path.startswith(("calm_core", "stages"))}
+    assert declared == set(code(original))
+    section = f"data/beside/{preset}.json"
+    reads = {path for path in stage["deps"] if not path.startswith(("calm_core", "stages"))}
+    found = [path for path in beside["deps"] if path not in declared]
+    wanted = {section, *(of_preset(path, preset, seed) for path in reads)}
+    assert all(any(covers(path, one) for path in found) for one in wanted)
+    assert all(any(covers(path, one) for one in wanted) for path in found)
+    # Checkpoints along the training are the run's own alone.
+    written = {of_preset(path, preset, seed) for path in outputs(stage) if path != "models/calm_checkpoints"}
+    assert all(any(covers(path, one) for path in outputs(beside)) for one in written)
+    assert all(any(covers(path, one) for one in written) for path in outputs(beside))
+
+
+def test_sections_of_presets_are_made_anew_when_a_preset_changes() -> None:
+    assert {"presets", "params.yaml"} <= set(STAGES["check_params"]["deps"])
+    assert "data/beside" in STAGES["benchmark_flops"]["deps"]
+
+
 def test_what_is_trained_and_compared_is_repeated() -> None:
     made = (".safetensors", "results/scores/", "data/latents")
     trained = {name for name, stage in STAGES.items() if any(part in out for out in outputs(stage) for part in made)}
     assert {f"repeat_{name}" for name in trained} <= REPETITIONS.keys()
+    beside = {f"beside_{name}" for name in ("train_calm", "evaluate_calm")}
+    assert BESIDE.keys() == beside | {f"repeat_{name}" for name in beside}

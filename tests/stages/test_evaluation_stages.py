@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.storage.provenance import DESCRIPTION
 from stages import correlate_brierlm, evaluate_brierlm, evaluate_calm, evaluate_transformer, measure_diversity
+from stages.runner.places import RUN, Places
 from tests import ROOT
 from tests.calm_core.known_models import (
     Expected,
@@ -79,6 +81,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     values["transformer"]["context_tokens"] = CONTEXT_OF_TRANSFORMER
     values["evaluation"] |= {
         "seeds": [],
+        "beside": [],
         "split": "test",
         "samples": 4,
         "batch_sequences": 3,
@@ -141,7 +144,8 @@ def test_evaluate_brierlm(params: Params) -> None:
     for stage in (evaluate_calm, evaluate_transformer, evaluate_brierlm):
         stage.main(params)
     found = json.loads(Path("results/brierlm.json").read_text())
-    assert list(found) == ["calm", "transformer", "calm_minus_transformer"]
+    assert list(found) == ["calm", "transformer", "calm_minus_transformer", "beside"]
+    assert found["beside"] == {}
     difference = found["calm_minus_transformer"]
     assert difference["difference"] == pytest.approx(found["calm"]["brierlm"] - found["transformer"]["brierlm"])
     low, high = difference["difference_ci95"]
@@ -184,6 +188,81 @@ def test_evaluate_brierlm(params: Params) -> None:
     assert 6 * sums == pytest.approx(np.round(6 * sums), abs=1e-3)
     assert np.abs(3 * sums - np.round(3 * sums)).max() > 0.4
     assert calm["brierlm"] == pytest.approx(100 * math.prod(max(0.0, one) for one in calm["brier"]) ** 0.25)
+
+
+def swap_seeds(path: Path, other: Path) -> None:
+    """Write the scores at ``path``, of the run's seed and of seed 3, as those of ``other``, in turn."""
+    for ending, turned in (("", "-seed-3"), ("-seed-3", "")):
+        for suffix in (".json", ".parquet"):
+            shutil.copy(f"{path}{ending}{suffix}", f"{other}{turned}{suffix}")
+
+
+def test_models_beside_are_compared_as_the_runs_own(params: Params) -> None:
+    """Under two seeds, of which one knows more: of presets whose scores are those of the run's own models."""
+    for there, choices, coins in ((RUN, 2, NEXT_PATCHES), (Places(3), 4, COINS[10])):
+        model, autoencoder = coin_calm(coins)
+        save(model, there.models / "calm")
+        save(autoencoder, there.models / "calm" / AUTOENCODER)
+        save(bigram_transformer(walk(SIZE, choices)), there.models / "transformer")
+        for stage in (evaluate_calm, evaluate_transformer):
+            stage.main(there.params(params), there)
+    swap_seeds(Path("results/scores/calm"), Path("results/scores/calm-one"))
+    swap_seeds(Path("results/scores/transformer"), Path("results/scores/calm-two"))
+    settings = params.evaluation.model_copy(update={"seeds": [3], "beside": ["two", "one"]})
+    evaluate_brierlm.main(params.model_copy(update={"evaluation": settings}))
+    found = json.loads(Path("results/brierlm.json").read_text())
+    assert list(found["beside"]) == ["two", "one"]
+    for preset, model in (("one", "calm"), ("two", "transformer")):
+        one = dict(found["beside"][preset])
+        difference = one.pop("minus_transformer")
+        # The mean of seeds knows no order.
+        assert one["brierlm_of_seeds"] == found[model]["brierlm_of_seeds"][::-1] != found[model]["brierlm_of_seeds"]
+        for key in ("seeds", "brierlm", "brierlm_ci95", "brier", "positions", "bits_per_byte"):
+            assert one[key] == pytest.approx(found[model][key])
+        assert one.keys() == found[model].keys()
+        assert list(difference) == ["difference", "difference_ci95", "p"]
+        if model == "calm":
+            for key, value in found["calm_minus_transformer"].items():
+                assert difference[key] == pytest.approx(value)
+        else:
+            assert (difference["difference"], difference["p"]) == (pytest.approx(0), pytest.approx(1))
+            low, high = difference["difference_ci95"]
+            assert low == pytest.approx(-high) != 0
+    assert found["calm_minus_transformer"]["difference"] > 1
+
+
+def test_a_model_beside_of_one_seed_and_one_group_has_no_interval(
+    params: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_groups(Path("data/groups.parquet"), {"test": np.zeros(len(LENGTHS), dtype=np.uint64)})
+    save(bigram_transformer(walk(SIZE, 2)), Path("models/transformer"))
+    evaluate_transformer.main(params)
+    for ending in (".json", ".parquet"):
+        for name in ("calm", "calm-one"):
+            shutil.copy(f"results/scores/transformer{ending}", f"results/scores/{name}{ending}")
+    settings = params.evaluation.model_copy(update={"beside": ["one"]})
+    evaluate_brierlm.main(params.model_copy(update={"evaluation": settings}))
+    beside = json.loads(Path("results/brierlm.json").read_text())["beside"]["one"]
+    assert beside["brierlm_ci95"] is None
+    assert beside["minus_transformer"] == {"difference": 0.0, "difference_ci95": None, "p": None}
+    told = capsys.readouterr().out
+    assert f"calm (one): BrierLM {beside['brierlm']:.2f} over {beside['positions']:,} positions\n" in told
+    assert "CALM (one) - Transformer: 0.00, 1 seed\n" in told
+
+
+def test_the_calm_of_a_preset_is_scored_where_it_was_trained(params: Params) -> None:
+    Path("data/beside").mkdir()
+    write_json(Path("data/beside/one.json"), {**params.calm.model_dump(), "context_tokens": 12})
+    there = Places(3, "one")
+    model, autoencoder = coin_calm(NEXT_PATCHES)
+    save(model, Path("beside/one/3/models/calm"))
+    save(autoencoder, Path("beside/one/3/models/calm") / AUTOENCODER)
+    evaluate_calm.main(there.params(params), there)
+    assert [path.name for path in sorted(Path("results/scores").iterdir())] == [
+        "calm-one-seed-3.json", "calm-one-seed-3.parquet"
+    ]  # fmt: skip
+    found = json.loads(Path("results/scores/calm-one-seed-3.json").read_text())
+    assert (found["context_tokens"], found["blocks"]) == (12, 33)
 
 
 def scored_bytes(context: int) -> tuple[int, int]:

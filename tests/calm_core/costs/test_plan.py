@@ -294,6 +294,16 @@ def test_json_holds_plain_numbers_and_the_table_all_models(values: dict[str, Any
         assert text in captured.get(), text
 
 
+def test_a_plan_names_what_it_leaves_out(values: dict[str, Any]) -> None:
+    values["evaluation"]["beside"] = ["one", "two"]
+    result = make(tiny(values))
+    assert result.beside == ["one", "two"]
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(render_plan(result))
+    assert "Not counted: CALM under one, two, too (evaluation.beside)." in captured.get()
+
+
 @pytest.mark.parametrize(
     ("devices", "device_flops", "utilisation", "message"),
     [

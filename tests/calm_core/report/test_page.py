@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import polars as pl
 
@@ -133,10 +134,11 @@ def report_arguments(params: Params) -> dict[str, Any]:
                 "by_position": [{"tokens_before": [1, 64], "brierlm": 2.25, "brierlm_ci95": [2.0, 2.5], "brier": [1]}],
             },
             "calm_minus_transformer": {"difference": -1.0, "difference_ci95": [-1.4, 0.6], "p": 0.034},
+            "beside": {},
         },
         flops={
             "published": {"transformer_s": model, "calm_m": model, "training_saving": 0.435, "inference_saving": 0.34},
-            "run": {"calm": of_calm, "transformer": of_transformer, "autoencoder": run},
+            "run": {"calm": of_calm, "transformer": of_transformer, "autoencoder": run, "beside": {}},
         },
         correlations=correlations,
         diversity={
@@ -212,6 +214,75 @@ def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
     assert "a &amp; b &lt;i&gt;" in page
     assert "&lt;b&gt;not bold&lt;/b&gt;" in page
     assert "alert(1)</script>" not in page
+
+
+def with_models_beside(params: Params) -> dict[str, Any]:
+    """Arguments of a report with two models beside the run's own, of which one has no intervals."""
+    arguments = report_arguments(params)
+    brierlm, run = arguments["brierlm"], arguments["flops"]["run"]
+    run["beside"] = {
+        "first": {**run["calm"], "training_flops_with_autoencoder": 3.5e12, "inference_flops_per_token": 2.25e6},
+        "<b>": {**run["calm"], "training_flops_with_autoencoder": 7.5e11},
+    }
+    brierlm["beside"] = {
+        "first": {
+            **brierlm["calm"],
+            "brierlm": 1.25,
+            "brierlm_ci95": [1.125, 1.375],
+            "brierlm_of_seeds": [1.24, 1.26],
+            "brier": [0.25, 0.125, 0.0625, 0.03125],
+            "bits_per_byte": 1.875,
+            "minus_transformer": {"difference": 0.375, "difference_ci95": [-0.5, 1.25], "p": 0.0625},
+        },
+        "<b>": {
+            **brierlm["calm"],
+            "brierlm": 0.5,
+            "brierlm_ci95": None,
+            "minus_transformer": {"difference": -2.0, "difference_ci95": None, "p": None},
+        },
+    }
+    return arguments
+
+
+def test_models_beside_the_runs_own_stand_in_its_comparison(params: Params) -> None:
+    page = render_report(**with_models_beside(params))
+    for text in (
+        "<td>CALM, first</td><td>1.25</td><td>[1.12, 1.38]</td>"
+        "<td>0.2500</td><td>0.1250</td><td>0.0625</td><td>0.0312</td><td>10</td><td>see below</td>",
+        "<td>CALM, first</td><td>≤ 1.875</td><td>3.50e+12</td><td>2.25e+06</td>"
+        "<td>+0.38</td><td>[-0.50, +1.25]</td><td>0.062</td>",
+        "<td>CALM</td><td>≤ 1.444</td><td>1.76e+12</td><td>1.00e+06</td>"
+        "<td>-1.00</td><td>[-1.40, +0.60]</td><td>0.034</td>",
+        "<td>CALM, &lt;b&gt;</td><td>≤ 1.444</td><td>7.50e+11</td><td>1.00e+06</td>"
+        "<td>-2.00</td><td>unknown</td><td></td>",
+        '<td>Transformer</td><td>1.062</td><td>1.00e+12</td><td>1.00e+06</td><td colspan="3"></td>',
+        "BrierLM by seed: CALM 1.40 1.60; CALM, first 1.24 1.26; CALM, &lt;b&gt; 1.40 1.60; Transformer 1.40 1.60.",
+        # The labels of the points.
+        ">CALM, first  1.25<",
+        ">CALM, &lt;b&gt;  0.50<",
+        ">CALM  1.50<",
+        "<td>CALM, first</td><td>0.00 M</td><td>1.28e+12</td>",
+    ):
+        assert text in page, text
+    models = re.findall(r"<tr><td>(CALM[^<]*|Transformer)</td>", page)
+    assert models[:4] == models[4:8] == ["CALM", "CALM, first", "CALM, &lt;b&gt;", "Transformer"]
+
+
+def test_a_run_alone_is_compared_with_nothing_else(params: Params) -> None:
+    page = render(params)
+    assert "minus Transformer</th>" not in page
+    assert "evaluation.beside" not in page
+
+
+def test_points_of_models_beside_lie_at_their_compute_and_have_colours_of_their_own(params: Params) -> None:
+    arguments = with_models_beside(params)
+    with mock.patch("calm_core.report.page.brierlm_against_flops", return_value="") as drawn:
+        render_report(**arguments)
+    (models,) = drawn.call_args.args
+    assert {name: model["training_flops"] for name, model in models.items()} == {
+        "CALM": 1.76e12, "Transformer": 1e12, "CALM, first": 3.5e12, "CALM, <b>": 7.5e11
+    }  # fmt: skip
+    assert len({model["colour"] for model in models.values()}) == 4
 
 
 def test_a_number_of_steps_is_not_called_a_match(params: Params) -> None:
