@@ -76,7 +76,7 @@ def test_both_models_get_the_same(server: str, tree: Path, monkeypatch: pytest.M
     # The same random places, after params.yaml's own.
     values = [[[text.split("=")[1] for text in one if "rate=" in text] for one in ones] for ones in (calm, transformer)]
     assert values[0][1:] == values[1][1:]
-    assert calm[0][3:6] == [
+    assert calm[0][4:7] == [
         "calm.learning_rate=0.003",
         "calm.embedding_learning_rate=0.1",
         "calm.muon_learning_rate=0.02",
