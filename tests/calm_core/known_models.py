@@ -20,6 +20,7 @@ from torch import Tensor
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHead, EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHead, TokenHeadConfig
 from calm_core.nn.backbone import BackboneConfig, Layer
 from calm_core.nn.layers import initialise
 from calm_core.tokens.shards import TokenWriter
@@ -203,10 +204,9 @@ def coin_calm(
     model = Calm(config).requires_grad_(False)
     initialise(model, torch.Generator().manual_seed(1), embedding_std=1.0)
     model.backbone.zero_residuals()
-    head, into = model.head, model.patch_embedding.projection[0]  # type: ignore[union-attr, index]
+    head = model.head
     assert isinstance(head, EnergyHead)
-    assert isinstance(into, torch.nn.Linear)
-    into.weight[:, : into.in_features * (patch_size - 1) // patch_size] = 0  # only the last token of a patch counts
+    _read_last_token_alone(model)
     head.noise_projection.weight.mul_(1e6)
     ends = torch.arange(size)[:, None, None].expand(-1, 1, patch_size)
     hidden_states = model(model.inputs(ends, autoencoder))[:, 0]
@@ -221,6 +221,44 @@ def coin_calm(
     head.output[-1].weight.copy_(solution[:-1].T)
     head.output[-1].bias.copy_(solution[-1])
     return model.eval(), autoencoder
+
+
+def bigram_calm(table: np.ndarray, patch_size: int) -> Calm:
+    """A CALM with a token head whose next token depends on the last alone: P(b | a) is ``table``[a, b].
+
+    The hidden state gives the last token of the last patch to the first position, and each later position reads that
+    of the token before it; every state is one-hot.
+    """
+    size = len(table)
+    config = CalmConfig(size, patch_size, 6 * size, BackboneConfig(6 * size, 4, 1, 1, 1), TokenHeadConfig(size, 4, 1))
+    model = Calm(config).requires_grad_(False)
+    initialise(model, torch.Generator().manual_seed(1), embedding_std=1.0)
+    model.backbone.zero_residuals()
+    head = model.head
+    assert isinstance(head, TokenHead)
+    head.zero_output()
+    _read_last_token_alone(model)
+    hidden_states = model(torch.arange(size)[:, None, None].expand(-1, 1, patch_size))[:, 0]
+    known = torch.nn.functional.pad(hidden_states, (0, 1), value=1.0).double()
+    solution = torch.linalg.lstsq(known, torch.eye(size).double(), driver="gelsd").solution.float()
+    head.from_hidden_state.weight.zero_()
+    head.from_hidden_state.weight[:size] = solution[:-1].T
+    head.from_hidden_state.bias.zero_()
+    head.from_hidden_state.bias[:size] = solution[-1]
+    head.embedding.weight.copy_(torch.eye(size))
+    for earlier in head.from_earlier:
+        earlier.zero_()
+        earlier[:, -size:] = torch.eye(size)
+    # The norm turns a one-hot state into sqrt(size) times itself.
+    head.unembedding.weight.copy_(torch.from_numpy(np.log(table)).T / math.sqrt(size))
+    return model.eval()
+
+
+def _read_last_token_alone(model: Calm) -> None:
+    into = model.patch_embedding.projection[0]  # type: ignore[union-attr, index]
+    assert isinstance(into, torch.nn.Linear)
+    patch_size = model.config.patch_size
+    into.weight[:, : into.in_features * (patch_size - 1) // patch_size] = 0
 
 
 # Exact scores

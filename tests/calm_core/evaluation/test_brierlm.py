@@ -26,6 +26,7 @@ from tests.calm_core.known_models import (
     Paths,
     Place,
     Text,
+    bigram_calm,
     bigram_transformer,
     chain_text,
     coin_calm,
@@ -115,6 +116,26 @@ def test_a_transformer_of_any_bigrams(blocks: Callable[..., EvaluationBlocks], p
     found = evaluate_transformer(bigram_transformer(TABLE), blocks(text), patch_size, samples)
     moments = by_place(paths_of_bigrams(TABLE), moments_of_probabilities, samples)
     assert_expected(found, expected(places(text, CONTEXT, patch_size), moments))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_token_head_of_any_bigrams(blocks: Callable[..., EvaluationBlocks], patch_size: int, samples: int) -> None:
+    text = chain_text(TABLE, LENGTHS * 3, 0.7, seed=3)
+    found = evaluate_calm(bigram_calm(TABLE, patch_size), None, blocks(text), samples)
+    moments = by_place(paths_of_bigrams(TABLE), moments_of_probabilities, samples)
+    assert_expected(found, expected(places(text, CONTEXT, patch_size), moments))
+
+
+@pytest.mark.parametrize("patch_size", [1, 3, 4])
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_token_head_without_variance(blocks: Callable[..., EvaluationBlocks], patch_size: int, choices: int) -> None:
+    table = walk(SIZE, choices)
+    text = chain_text(table, LENGTHS, 0.7, seed=choices)
+    found = evaluate_calm(bigram_calm(table, patch_size), None, blocks(text), samples=1)
+    wanted = expected(places(text, CONTEXT, patch_size), by_place(paths_of_bigrams(table), moments_of_probabilities, 1))
+    assert wanted.variance.max() < 1e-5
+    assert_expected(found, wanted)
 
 
 @pytest.mark.parametrize("every", [5, 12])

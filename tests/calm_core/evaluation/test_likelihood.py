@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.evaluation.likelihood import (
     SAMPLES,
     TEMPERATURES,
@@ -24,13 +26,17 @@ from calm_core.evaluation.likelihood import (
     likelihood_blocks,
     log_probabilities,
     scored_bytes,
+    token_head_surprise,
     transformer_surprise,
 )
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.layers import initialise
 from calm_core.tokens.blocks import EvaluationBlocks
 from calm_core.tokens.shards import TokenStream
 from tests.calm_core.known_models import (
     COIN,
     Text,
+    bigram_calm,
     bigram_transformer,
     chain_text,
     coin_calm,
@@ -166,6 +172,34 @@ def test_a_transformer_is_scored_on_the_tokens_of_a_calm(
     assert found.nats.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     of_calm = calm_surprise(*coin_calm(COIN[patch_size]), blocks(), samples=(1,))
     assert found.tokens.sum() == of_calm.tokens.sum()
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_a_token_head_has_its_likelihood_on_the_tokens_of_any_calm(
+    blocks: Callable[..., EvaluationBlocks], patch_size: int
+) -> None:
+    found = token_head_surprise(bigram_calm(TABLE, patch_size), blocks())
+    scored = [place for place in places(TEXT, CONTEXT, 1) if patch_size <= len(place.history) < CONTEXT]
+    assert found.document.tolist() == [place.document for place in scored]
+    wanted = [-math.log(TABLE[place.history[-1], place.following[0]]) for place in scored]
+    assert found.nats.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert found.tokens.tolist() == [1] * len(scored)
+
+
+def test_the_likelihood_of_a_token_head_is_that_of_its_blocks(blocks: Callable[..., EvaluationBlocks]) -> None:
+    # A model that looks back at all of its block, and no farther.
+    model = Calm(CalmConfig(SIZE, 2, 8, BackboneConfig(8, 12, 2, 2, 1), TokenHeadConfig(8, 12, 2)))
+    initialise(model.requires_grad_(False), torch.Generator().manual_seed(0), embedding_std=1.0)
+    some = blocks()
+    wanted = []
+    for start in some.starts.tolist():
+        block = torch.tensor(TEXT.stream[start : start + CONTEXT]).view(1, -1, 2)
+        for patch in range(1, CONTEXT // 2):
+            hidden_state = model(block[:, :patch])[:, -1]
+            for place in (0, 1):
+                logits = model.head.logits(hidden_state, block[:, patch, :place])
+                wanted.append(F.cross_entropy(logits, block[:, patch, place]).item())
+    assert token_head_surprise(model, some).nats.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
 def test_a_context_of_one_patch_has_one_token(blocks: Callable[..., EvaluationBlocks]) -> None:
