@@ -50,7 +50,7 @@ def test_probabilities_of_all_patches_sum_to_one(patch_size: int) -> None:
     hidden_states = states(4, 1).expand(-1, len(every), -1)
     log_p = built(patch_size).log_probabilities(hidden_states, every.expand(4, -1, -1)).sum(dim=-1)
     torch.testing.assert_close(log_p.exp().sum(dim=1), torch.ones(4))
-    assert log_p.exp().max() > 2 / len(every)  # far from even
+    assert log_p.exp().max() > 1.5 / len(every)  # far from even
 
 
 @every_patch_size
@@ -66,8 +66,8 @@ def test_each_way_to_the_logits_is_that_by_hand(patch_size: int) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         nats = F.cross_entropy(expected, patches[row, column, place])
         torch.testing.assert_close(-log_p[row, column, place], nats, rtol=1e-4, atol=1e-5)
-        total += float(nats)
-    assert float(loss) == pytest.approx(total / patches.numel(), rel=1e-5)
+        total += float(nats.detach())
+    assert loss.item() == pytest.approx(total / patches.numel(), rel=1e-5)
 
 
 def test_a_token_sees_those_before_it_and_no_other() -> None:
@@ -104,9 +104,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
 def test_the_loss_has_the_gradients_of_cross_entropy(patch_size: int) -> None:
     head, hidden_states = built(patch_size), states(3, 4).requires_grad_()
     patches = torch.randint(SIZE, (3, 4, patch_size), generator=torch.Generator().manual_seed(0))
-    inputs = [hidden_states, *head.parameters()]
-    if patch_size == 1:
-        inputs.remove(head.embedding.weight)  # no token of the patch is read
+    # Of a single token none of the patch is read.
+    read = [weight for weight in head.parameters() if patch_size > 1 or weight is not head.embedding.weight]
+    inputs = [hidden_states, *read]
     found = torch.autograd.grad(head.loss(hidden_states, patches), inputs)
     wanted = torch.autograd.grad(-head.log_probabilities(hidden_states, patches).mean(), inputs)
     for one, other in zip(found, wanted, strict=True):
