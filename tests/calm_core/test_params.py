@@ -69,6 +69,16 @@ def test_steps_of_the_transformer_are_a_number_or_get_one(values: dict[str, Any]
         with_transformer_steps(params, 128)
 
 
+def test_a_token_head_is_fed_tokens(values: dict[str, Any]) -> None:
+    values["calm"] |= {"head": "tokens", "input": "latents"}
+    with pytest.raises(
+        CalmError, match="calm: input latents needs a head that predicts latents; .* write input: tokens"
+    ):
+        parse_params(values)
+    values["calm"]["head"] = "energy"
+    assert parse_params(values).calm.input == "latents"
+
+
 def test_missing_and_unknown_sections(values: dict[str, Any]) -> None:
     del values["calm"]
     values["clam"] = {}

@@ -24,7 +24,7 @@ COMMANDS = (
     "generate --model models/transformer --prompt word1 --tokens 9 --json",
     "evaluate --model models/calm --corpus data/tokens --tokens 400 --output results/evaluations/calm",
     "evaluate --model models/transformer --corpus corpus.txt --tokens 400 --output results/evaluations/transformer",
-    "export-checkpoint models/calm exported",
+    "export-checkpoint models/autoencoder exported",
 )
 
 

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.reliability.support.faults import small_shards
 from tests.reliability.support.stage_processes import DATA_STAGES, STAGES, make_project, run_stage_process, run_stages
@@ -40,3 +41,12 @@ def in_shards(finished_in_shards: Path, tmp_path: Path) -> Path:
 def project(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished project, free to break."""
     return Path(shutil.copytree(finished, tmp_path / "project"))
+
+
+@pytest.fixture()
+def of_latents(project: Path) -> Path:
+    """The same with a CALM to train that reads the encoded corpus."""
+    params = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    params["calm"]["head"] = "energy"
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return project

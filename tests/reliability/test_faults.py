@@ -144,12 +144,13 @@ def test_a_corrupt_shard_of_tokens(finished: Path, project: Path, stage: str) ->
 
 
 @pytest.mark.parametrize("name", ["index.safetensors", "posteriors-00000.safetensors"])
-def test_a_corrupt_shard_of_latents(finished: Path, project: Path, name: str) -> None:
-    flip(project / "data/latents" / name)
-    told = complaint(run_stage_process(project, "train_calm"), "train_calm")
+def test_a_corrupt_shard_of_latents(finished: Path, of_latents: Path, name: str) -> None:
+    flip(of_latents / "data/latents" / name)
+    told = complaint(run_stage_process(of_latents, "train_calm"), "train_calm")
     assert f"data/latents/{name} is damaged" in told
-    remove_outputs(project, "encode_corpus")
-    assert_goes_on(project, finished, "encode_corpus", "train_calm")
+    remove_outputs(of_latents, "encode_corpus")
+    assert_goes_on(of_latents, finished, "encode_corpus")
+    assert run_stage_process(of_latents, "train_calm").status == 0
 
 
 def test_a_missing_and_a_foreign_shard(project: Path) -> None:
@@ -161,8 +162,8 @@ def test_a_missing_and_a_foreign_shard(project: Path) -> None:
     assert "data/tokens/train-00001.safetensors is not named in description.json" in told
 
 
-def test_latents_of_another_autoencoder(project: Path) -> None:
-    weights = project / "models/autoencoder/model.safetensors"
+def test_latents_of_another_autoencoder(of_latents: Path) -> None:
+    project, weights = of_latents, of_latents / "models/autoencoder/model.safetensors"
     save_file({name: 1.01 * tensor for name, tensor in load_file(weights).items()}, weights)
     told = complaint(run_stage_process(project, "train_calm"), "train_calm")
     assert "data/latents was not made from models/autoencoder/model.safetensors; run `dvc repro --force" in told

@@ -236,9 +236,9 @@ def test_processes_encode_a_corpus_as_one_does(project: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", sampled(BY_PROCESSES, "train_calm"))
-def test_inputs_are_hashed_by_the_first_process_alone(project: Path, tmp_path: Path, stage: str) -> None:
+def test_inputs_are_hashed_by_the_first_process_alone(of_latents: Path, tmp_path: Path, stage: str) -> None:
     paths = [tmp_path / f"hashed-{rank}" for rank in range(2)]
-    assert_done(run_stage_processes(project, stage, [[partial(record_hashes, path)] for path in paths]))
+    assert_done(run_stage_processes(of_latents, stage, [[partial(record_hashes, path)] for path in paths]))
     hashed, by_other = (path.read_text(encoding="utf-8").splitlines() for path in paths)
     assert {"data/tokens/train-00000.safetensors", "data/tokens/tokenizer.json"} <= set(hashed)
     assert ("data/latents/posteriors-00000.safetensors" in hashed) == (stage == "train_calm")

@@ -30,6 +30,7 @@ from tests.calm_core.known_models import (
     Expected,
     Place,
     Text,
+    bigram_calm,
     bigram_transformer,
     chain_text,
     coin_calm,
@@ -437,6 +438,62 @@ def assert_correlation_of_calm(found: dict[str, Any]) -> None:
     assert found["pearson"] < -0.5
 
 
+def test_a_token_head_has_an_exact_likelihood(params: Params) -> None:
+    """Everywhere that of the table it is made of: no bounds, no temperature of a decoder, no autoencoder."""
+    save(bigram_calm(walk(SIZE, 2), PATCH_SIZE), Path("models/calm"))
+    (Path("models/calm") / AUTOENCODER).mkdir()
+    save(bigram_transformer(walk(SIZE, 2)), Path("models/transformer"))
+    for stage in (evaluate_calm, evaluate_transformer, evaluate_brierlm):
+        stage.main(params)
+    found = json.loads(Path("results/brierlm.json").read_text())
+    calm, transformer = found["calm"], found["transformer"]
+    assert calm.keys() == transformer.keys() - {"cross_entropy_nats"}
+    paths = paths_of_bigrams(walk(SIZE, 2))
+    asked = places(TEXT, CONTEXT_OF_CALM, PATCH_SIZE, LIMIT)
+    wanted = expected(asked, lambda place: moments_of_probabilities(paths(place.history), place.following, 1))
+    brier = wanted.mean.sum(axis=0) / sum(wanted.positions)
+    assert calm["positions"] == sum(wanted.positions)
+    assert calm["brier"] == pytest.approx(brier, abs=1e-5)
+    assert_interval(calm["brierlm_ci95"], wanted)
+    assert (calm["likelihood_tokens"], calm["likelihood_bytes"]) == scored_bytes(CONTEXT_OF_CALM)
+    scored = [
+        place
+        for place in places(TEXT, CONTEXT_OF_CALM, 1, LIKELIHOOD_LIMIT)
+        if PATCH_SIZE <= len(place.history) < CONTEXT_OF_CALM
+    ]
+    nats = [-math.log(walk(SIZE, 2)[place.history[-1], place.following[0]]) for place in scored]
+    assert calm["nats_per_token"] == pytest.approx(np.mean(nats), rel=1e-4)
+    assert calm["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / calm["likelihood_bytes"], rel=1e-4)
+    half = half_width_over_groups([place.document for place in scored], nats)
+    low, high = calm["nats_per_token_ci95"]
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
+
+
+def test_correlation_of_a_token_head(params: Params) -> None:
+    steps = {10: 4, 200: 2, 1000: 1}
+    for step, choices in steps.items():
+        save(bigram_calm(walk(SIZE, choices), PATCH_SIZE), Path(f"models/calm_checkpoints/step-{step:07d}"))
+        save(bigram_transformer(walk(SIZE, choices)), Path(f"models/transformer_checkpoints/step-{step:07d}"))
+    correlate_brierlm.main(params)
+    both = json.loads(Path("results/correlation/run.json").read_text())
+    found = both["calm"]
+    assert list(found) == list(both["transformer"]) == ["pearson", "spearman", "brier_1", "checkpoints"]
+    scored = [
+        place
+        for place in places(TEXT, CONTEXT_OF_CALM, 1, LIKELIHOOD_LIMIT // 4)
+        if PATCH_SIZE <= len(place.history) < CONTEXT_OF_CALM
+    ]
+    for row, (step, choices) in zip(found["checkpoints"], steps.items(), strict=True):
+        assert list(row) == ["step", "nats_per_token", "brierlm", "brierlm_ci95", "brier_1"]
+        assert row["step"] == step
+        table, paths = walk(SIZE, choices), paths_of_bigrams(walk(SIZE, choices))
+        nats = [-math.log(table[place.history[-1], place.following[0]]) for place in scored]
+        assert row["nats_per_token"] == pytest.approx(np.mean(nats), rel=1e-4, abs=1e-6)
+        asked = places(TEXT, CONTEXT_OF_CALM, PATCH_SIZE, CHECKPOINT_LIMIT)
+        moments = [moments_of_probabilities(paths(place.history), place.following, 1) for place in asked]
+        assert row["brier_1"] == pytest.approx(np.mean([one.mean[0] for one in moments]), abs=1e-5)
+
+
 SUCCESSOR = [1, 2, 3, 0, 0]
 """What the models write after each token, with certainty: never 4, which ends the documents of the text."""
 
@@ -470,7 +527,8 @@ def copied_in(texts: list[list[int]], training: Text) -> float:
     return float(np.mean([one in held for one in whole]))
 
 
-def test_measure_diversity(params: Params) -> None:
+@pytest.mark.parametrize("head", ["energy", "tokens"])
+def test_measure_diversity(params: Params, head: str) -> None:
     """Models that write one text alone, at each temperature: each figure is known exactly."""
     held_out, training = circular_text([60, 30, 3, 90, 45, 12, 80] * 2, 1), circular_text([40, 9, 5], 2)
     tokens = Path("data/tokens")
@@ -483,9 +541,12 @@ def test_measure_diversity(params: Params) -> None:
     table = np.full((5, 5), math.exp(-20))
     table[range(5), SUCCESSOR] = 1
     save(bigram_transformer(table), Path("models/transformer"))
-    model, autoencoder = coin_calm([[written(last, PATCH_SIZE)] * 2 for last in range(5)])
-    save(model, Path("models/calm"))
-    save(autoencoder, Path("models/calm") / AUTOENCODER)
+    if head == "tokens":
+        save(bigram_calm(table, PATCH_SIZE), Path("models/calm"))
+    else:
+        model, autoencoder = coin_calm([[written(last, PATCH_SIZE)] * 2 for last in range(5)])
+        save(model, Path("models/calm"))
+        save(autoencoder, Path("models/calm") / AUTOENCODER)
     measure_diversity.main(params)
     found = json.loads(Path("results/diversity.json").read_text())
     counts = ["split", "prompts", "prompt_tokens", "texts", "text_tokens"]
@@ -514,7 +575,7 @@ def test_measure_diversity(params: Params) -> None:
             assert row["brierlm"] == pytest.approx(100 * math.prod(max(0, one) for one in brier) ** 0.25)
             low, high = row["brierlm_ci95"]
             assert low <= row["brierlm"] <= high
-            assert row["exact"] == float(name == "transformer" or temperature == "1.0")
+            assert row["exact"] == float(name == "transformer" or head == "tokens" or temperature == "1.0")
             assert row["reached"] == 1  # all draws of a patch are alike
             assert_varied(row, texts[::8], training)
     assert_varied(found["truth"], truth[::8], training)

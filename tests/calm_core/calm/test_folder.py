@@ -9,6 +9,7 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.storage.model_folder import AUTOENCODER, save_model
@@ -30,6 +31,19 @@ def test_both_models_of_a_folder(folder: Path) -> None:
         assert (folder / "again/model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
     with torch.no_grad():
         assert model.inputs(torch.zeros(1, 1, 2, dtype=torch.int64), autoencoder).shape == (1, 1, 2)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_token_head_needs_no_autoencoder(tmp_path: Path, empty: bool) -> None:
+    model = Calm(CalmConfig(11, 3, 8, BackboneConfig(8, 12, 1, 2, 1), TokenHeadConfig(6, 10, 2)))
+    model.initialise(torch.Generator().manual_seed(0))
+    save_model(model, None, tmp_path)
+    if empty:
+        (tmp_path / AUTOENCODER).mkdir()
+    found, autoencoder = load_calm(tmp_path)
+    assert autoencoder is None
+    assert found.config == model.config
+    assert all(torch.equal(weight, found.get_parameter(name)) for name, weight in model.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,12 @@ def counted(params: Params, model: str) -> str:
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("token head", {"head": "tokens", "input": "tokens"}),
     ("energy head, input by tokens", {"head": "energy", "input": "tokens", "decoder_score": False}),
-    ("decoder score, as in the default run", {"head": "energy", "input": "tokens", "decoder_score": True}),
+    (
+        "decoder score, as `calm.decoder_score` has it by default",
+        {"head": "energy", "input": "tokens", "decoder_score": True},
+    ),
     ("energy head, input by latents", {"head": "energy", "input": "latents", "decoder_score": False}),
     ("decoder score", {"head": "energy", "input": "latents", "decoder_score": True}),
     ("diffusion head, input by tokens", {"head": "diffusion", "input": "tokens"}),

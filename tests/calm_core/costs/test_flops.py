@@ -10,6 +10,7 @@ from calm_core.calm.diffusion_head import DiffusionHeadConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.model import AnyHeadConfig, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.calm.training import calm_config
 from calm_core.costs.flops import (
     ModelFlops,
@@ -18,6 +19,7 @@ from calm_core.costs.flops import (
     counted_autoencoder_flops,
     counted_calm_flops,
     counted_transformer_flops,
+    token_head_parameters,
     transformer_flops,
 )
 from calm_core.nn.backbone import BackboneConfig
@@ -114,6 +116,19 @@ def test_torch_counts_the_same_for_the_autoencoder() -> None:
 def test_torch_counts_the_same_for_every_head(head: AnyHeadConfig, inputs: Literal["tokens", "latents"]) -> None:
     config = CalmConfig(500, 3, 24, BACKBONE, head, inputs)
     assert_difference(config, samples=5, scored_targets=0)
+
+
+@pytest.mark.parametrize("patch_size", [1, 3, 8])
+@pytest.mark.parametrize("head", [TokenHeadConfig(), TokenHeadConfig(40, 72, 1), TokenHeadConfig(56, 24, 3)])
+def test_torch_counts_the_same_for_token_heads(head: TokenHeadConfig, patch_size: int) -> None:
+    config = CalmConfig(500, patch_size, 96, BACKBONE, head)
+    analytic, counted = calm_flops(config, CODER, 32, 5), counted_calm_flops(config, CODER, 32, 5)
+    assert analytic == counted
+    # A token of the first place reads the hidden state alone, the last all others of its patch as well.
+    size = head.hidden_size
+    reads = sum(96 * size + place * size**2 for place in range(patch_size))
+    writes = patch_size * (head.layers * 3 * size * head.intermediate_size + 500 * size)
+    assert token_head_parameters(head, config) == reads + writes
 
 
 def test_torch_counts_the_same_for_scored_hidden_states() -> None:

@@ -107,6 +107,20 @@ def test_parameters_and_flops_by_hand(values: dict[str, Any]) -> None:
     assert result.calm.inference_flops_per_token == (backbone + 2 * HEAD_WEIGHTS + 2 * decoder) / K
 
 
+def test_a_token_head_by_hand(values: dict[str, Any]) -> None:
+    size, intermediate = 24, 40
+    head = {"head": "tokens", "token_hidden_size": size, "token_intermediate_size": intermediate, "token_layers": 2}
+    calm = make(tiny(values, calm=head)).calm
+    earlier, layers = (K * (K - 1) // 2) * size**2, 2 * 3 * size * intermediate
+    weights = K * D * size + K * size + V * size + earlier + layers + 3 * size + V * size
+    assert calm.parameters == CALM_PARAMETERS - HEAD_WEIGHTS - HEAD_VECTORS + weights
+    forward = 2 * (LAYER_WEIGHTS + INPUT_WEIGHTS + K * D * size + earlier + K * (layers + V * size))
+    forward += 4 * (CONTEXT // K) * D * LAYERS
+    assert calm.training_flops == pytest.approx(3 * forward / K * 10 * 6 * CONTEXT)
+    assert calm.inference_flops_per_token == forward / K
+    assert calm.memory_ddp.frozen_bytes == 0
+
+
 def test_hours(values: dict[str, Any]) -> None:
     few, many = make(tiny(values), devices=2), make(tiny(values), devices=100)
     for slow, fast in zip((few.autoencoder, few.calm), (many.autoencoder, many.calm), strict=True):

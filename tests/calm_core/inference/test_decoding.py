@@ -1,6 +1,8 @@
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, tr
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.transformer.model import Transformer, TransformerConfig
+from tests.calm_core.known_models import bigram_calm
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 
@@ -44,6 +47,31 @@ def test_calm_generates_whole_patches(temperature: float) -> None:
 
     assert generate(1).shape == (1, 9)
     assert torch.equal(generate(1), generate(1))
+
+
+TABLE = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1], [0.2, 0.3, 0.1, 0.4], [0.45, 0.05, 0.45, 0.05]])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+def test_a_token_head_draws_each_token_from_its_sharpened_distribution(patch_size: int, temperature: float) -> None:
+    """Four tokens after prompts of several lengths, the shorter ones behind padding; chains of the table's rows."""
+    repeats, lasts = 400, [0, 1, 3, 2]
+    prompts = [[0], [2, 3, 1], [0, 1, 2, 0, 3], [3, 3, 1, 1, 0, 2, 2]] * repeats
+    draws = torch.Generator().manual_seed(0)
+    aligned = align_prompts(prompts, patch_size, 0)
+    steps = calm_steps(bigram_calm(TABLE, patch_size), None, aligned, Sampling(temperature), draws)
+    taken = [next(steps) for _ in range(-(-4 // patch_size))]
+    assert all(step.exact and step.finished.all() and step.reached.all() for step in taken)
+    found = torch.cat([step.token_ids for step in taken], dim=1)[:, :4].numpy()
+    sharpened = TABLE ** (1 / temperature)
+    sharpened /= sharpened.sum(axis=1, keepdims=True)
+    before = np.concatenate([np.tile(lasts, repeats)[:, None], found[:, :3]], axis=1)
+    for place in range(4):
+        for last in range(4):
+            drawn = found[before[:, place] == last, place]
+            counts = np.bincount(drawn, minlength=4)
+            assert scipy.stats.chisquare(counts, sharpened[last] * len(drawn)).pvalue > 1e-4, (place, last)
 
 
 def test_distance_from_the_manifold() -> None:

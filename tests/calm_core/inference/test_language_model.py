@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.errors import CalmError
 from calm_core.inference.decoding import Sampling, align_prompts
 from calm_core.inference.language_model import BATCH_PROMPTS, Continuation, LanguageModel, load_language_model
@@ -50,6 +51,14 @@ def calm(tokenizer: Tokenizer, patch_size: int, inputs: Literal["tokens", "laten
     autoencoder = weighted(Autoencoder(AutoencoderConfig(size, patch_size, 16, 24, 12)), 1)
     autoencoder.encoder.embedding.weight[end_of_text_id(tokenizer)] = 0
     return LanguageModel(model, autoencoder, tokenizer, 64)
+
+
+def token_calm(tokenizer: Tokenizer, patch_size: int) -> LanguageModel:
+    """A CALM with a token head that, if greedy, never ends a text."""
+    size = tokenizer.get_vocab_size()
+    model = weighted(Calm(CalmConfig(size, patch_size, 16, BACKBONE, TokenHeadConfig(12, 16, 1))), 0)
+    model.head.unembedding.weight[end_of_text_id(tokenizer)] = 0
+    return LanguageModel(model, None, tokenizer, 64)
 
 
 def transformer(tokenizer: Tokenizer) -> LanguageModel:
@@ -141,9 +150,27 @@ def hidden_states(model: LanguageModel, prompts: list[list[int]], steps: int) ->
     return torch.stack(seen)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("sampler", ["batch", "exact"])
+def test_a_token_head_writes_exactly_at_every_temperature(
+    tokenizer: Tokenizer, temperature: float, sampler: Literal["batch", "exact"], tmp_path: Path
+) -> None:
+    model = token_calm(tokenizer, 3)
+    found = final(model, PROMPTS, 7, Sampling(temperature, sampler))
+    assert [len(one.token_ids) for one in found if one.finish_reason == "length"]
+    assert all(one.exact and one.inexact_steps == 0 and one.draws in (1, 2, 3) for one in found)
+    save_model(model.model, tokenizer, tmp_path / "calm", 64)
+    loaded = load_language_model(tmp_path / "calm")
+    assert loaded.autoencoder is None
+    texts = loaded.generate(["a few", "words, a"], tokens=7, temperature=temperature, sampler=sampler, seed=1)
+    again = model.generate(["a few", "words, a"], tokens=7, temperature=temperature, sampler=sampler, seed=1)
+    assert texts == again
+    assert texts[0] != texts[1]
+
+
 @pytest.mark.parametrize("patch_size", [3, 4])
 def test_a_batch_gives_each_prompt_what_it_gets_alone(tokenizer: Tokenizer, patch_size: int) -> None:
-    for model in (still_calm(tokenizer, patch_size), transformer(tokenizer)):
+    for model in (still_calm(tokenizer, patch_size), token_calm(tokenizer, patch_size), transformer(tokenizer)):
         together = hidden_states(model, PROMPTS, 5)
         alone = torch.cat([hidden_states(model, [prompt], 5) for prompt in PROMPTS], dim=1)
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)

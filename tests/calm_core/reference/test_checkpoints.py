@@ -15,6 +15,7 @@ from calm_core.calm.diffusion_head import DiffusionHeadConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
+from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.reference.exporting import export_checkpoint
@@ -211,3 +212,12 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     import_checkpoint(source, tmp_path / "own")
     with pytest.raises(CalmError, match="exists; name a new folder"):
         export_checkpoint(tmp_path / "own", source)
+
+
+def test_a_token_head_is_not_exported(tmp_path: Path) -> None:
+    model = Calm(CalmConfig(11, 2, 8, BackboneConfig(8, 12, 1, 2, 1), TokenHeadConfig(8, 12, 1)))
+    save_model(model, None, tmp_path / "own")
+    with pytest.raises(CalmError, match="own has a token head, which the reference") as caught:
+        export_checkpoint(tmp_path / "own", tmp_path / "theirs")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "theirs").exists()

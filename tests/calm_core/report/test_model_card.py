@@ -84,6 +84,18 @@ def test_the_split_is_the_one_that_was_scored(results: dict[str, Any], split: st
     assert [result.dataset_split for result in ModelCard(text).data.eval_results] == [split]
 
 
+def test_a_card_says_which_head_a_calm_has() -> None:
+    of_latents, of_tokens = (
+        render_model_card("calm", {**CONFIG, "head": {"kind": kind, "layers": 1}}, CORPUS, {}, RESULTS)
+        for kind in ("energy", "tokens")
+    )
+    assert "predicts one latent vector for every K tokens; its autoencoder, in `autoencoder/`" in of_latents
+    assert "token head" not in of_latents
+    assert "the token head, then writes the tokens of the patch one by one" in of_tokens
+    assert "neither continuous latents nor an autoencoder" in of_tokens
+    assert "`autoencoder/`" not in of_tokens
+
+
 @pytest.mark.parametrize("kind", TITLES)
 def test_code_that_loads_the_model_names_what_exists(kind: str) -> None:
     code = card(kind).split("```python\n")[1].split("```")[0]

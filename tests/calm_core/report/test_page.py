@@ -158,6 +158,8 @@ def report_arguments(params: Params) -> dict[str, Any]:
 
 
 def render(params: Params) -> str:
+    """Of a CALM whose likelihood has bounds alone."""
+    params = params.model_copy(update={"calm": params.calm.model_copy(update={"head": "energy"})})
     return render_report(**report_arguments(params))
 
 
@@ -283,6 +285,46 @@ def test_points_of_models_beside_lie_at_their_compute_and_have_colours_of_their_
         "CALM": 1.76e12, "Transformer": 1e12, "CALM, first": 3.5e12, "CALM, <b>": 7.5e11
     }  # fmt: skip
     assert len({model["colour"] for model in models.values()}) == 4
+
+
+def with_token_head(params: Params) -> dict[str, Any]:
+    """The same of a CALM that knows its likelihood and has no latents."""
+    arguments = report_arguments(params)
+    arguments["params"] = params.model_copy(update={"calm": params.calm.model_copy(update={"head": "tokens"})})
+    calm = arguments["brierlm"]["calm"]
+    del calm["decoder_temperature"], calm["likelihood_bound"]
+    calm.update(nats_per_token=2.625, bits_per_byte=1.375)
+    for one in arguments["correlations"]:
+        del one["calm"]["samples"], one["calm"]["decoder_temperature"]
+    arguments["curves"]["calm"] = {"loss": arguments["curves"]["calm"]["loss"]}
+    run = arguments["flops"]["run"]
+    run["calm"].update(training_flops_with_autoencoder=1.28e12, counted_training_flops=1.28e12)
+    return arguments
+
+
+def test_a_token_head_has_no_bounds_and_no_autoencoder(params: Params) -> None:
+    page = render_report(**with_token_head(params))
+    for text in (
+        "<td>CALM, exact</td><td>2.625</td><td>1.375</td>",
+        "<td>Transformer, exact</td><td>2.750</td><td>1.062</td>",
+        "1.375; 1.062",
+        "CALM [2.500, 3.125]",
+        "7,777 tokens, 33,333 bytes",
+        "negative log-likelihood, nats a token",
+        "CALM's likelihood is exact",
+        "training compute of CALM, which came to 1,445 steps",
+        "CALM 1.28e+12,\nwhich has no autoencoder; the Transformer",
+        "times CALM's. CALM saw",
+        "torch counts\n100.0 %.",
+        "CALM: cross entropy",
+        "draw from it exactly",
+        "no use for the autoencoder",
+    ):
+        assert text in page, text
+    for text in ("tau", "bound", "batch approximation", "with its autoencoder", "manifold", "both 1.76", "rebuilds"):
+        assert text not in page, text
+    assert page.count("<svg") == 5
+    assert page == render_report(**with_token_head(params))
 
 
 def test_a_number_of_steps_is_not_called_a_match(params: Params) -> None:

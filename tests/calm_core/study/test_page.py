@@ -60,6 +60,14 @@ def test_failed_and_missing_points_and_measures() -> None:
     assert "not measured" in render_study(bare, FACTS)
 
 
+def test_models_without_an_autoencoder_are_charged_none() -> None:
+    page = render_study([replace(one, autoencoder_flops=0.0) for one in study()], FACTS)
+    assert page.count("<svg") == 2
+    assert "autoencoder" not in page.replace("<th>autoencoder</th>", "")
+    assert "Bits a byte are exact" in page
+    assert "Where the curves cross" in page
+
+
 def test_the_share_of_tokens_that_is_rebuilt() -> None:
     made = study()
     assert render_study(made, FACTS).count("<td>not recorded</td>") == 2

@@ -101,6 +101,23 @@ def test_points_are_valid_params_and_leave_the_other_model_alone(params: Params,
             assert point.model == calm(changed.autoencoder.patch_size)
 
 
+def test_an_autoencoder_is_charged_to_those_that_need_it(params: Params) -> None:
+    for head, needed in (("tokens", False), ("energy", True)):
+        points = plan(params.model_copy(update={"calm": params.calm.model_copy(update={"head": head})}))
+        assert {point.model for point in points if point.autoencoder_flops} == (
+            MODELS - {TRANSFORMER} if needed else set()
+        )
+
+
+def test_a_token_head_is_as_wide_as_its_backbone(params: Params) -> None:
+    sizes = set()
+    for point in plan(params, 12.0):
+        if point.model != TRANSFORMER:
+            settings = dict(override.split("=") for override in point.overrides)
+            sizes.add((point.hidden_size, int(settings["calm.token_hidden_size"])))
+    assert sizes == {(64, 64), (128, 128), (256, 256)}
+
+
 def test_seeds_repeat_each_point(params: Params) -> None:
     points = plan(params, 12.0, seeds=3)
     seeds = {(point.model, point.hidden_size, point.budget): set() for point in points}
