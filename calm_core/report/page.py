@@ -126,9 +126,7 @@ def _beside(brierlm: dict[str, Any], flops: dict[str, Any]) -> dict[str, dict[st
 def _compared(
     brierlm: dict[str, Any], flops: dict[str, Any], beside: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A row a model with what it takes and how much it is above the Transformer; none if there is no model beside."""
-    if not beside:
-        return []
+    """A row a model with what it takes and how much it is above the Transformer."""
     calm, transformer = (
         {"title": title, **brierlm[name], **flops["run"][name], "training_flops": flops["run"][name][_CHARGED[name]]}
         for name, title in TITLES.items()
