@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RATES = {
     "learning_rate": (3e-4, 3e-2),
-    "embedding_learning_rate": (5e-3, 5e-1),
+    "embedding_learning_rate": (1e-2, 1.0),
     "muon_learning_rate": (2e-3, 2e-1),
 }
 """Peak learning rates, searched on a logarithmic scale."""
