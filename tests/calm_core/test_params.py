@@ -62,7 +62,8 @@ def test_a_wrong_value_is_named(values: dict[str, Any], section: str, key: str, 
 def test_steps_of_the_transformer_are_a_number_or_get_one(values: dict[str, Any]) -> None:
     params = parse_params(values)
     assert params.transformer.steps == "match"
-    assert with_transformer_steps(params, 900).transformer.training_tokens == 900 * 4 * 256
+    step_tokens = values["transformer"]["batch_sequences"] * values["transformer"]["context_tokens"]
+    assert with_transformer_steps(params, 900).transformer.training_tokens == 900 * step_tokens
     values["transformer"]["steps"] = 321
     assert with_transformer_steps(parse_params(values), 900) == parse_params(values)
     with pytest.raises(CalmError, match="match stands for: transformer: warmup_steps 50 exceeds steps 49"):

@@ -216,7 +216,9 @@ def test_no_text_becomes_part_of_a_model_card() -> None:
     ):
         corpus = {"source": text, "licence": text, "splits": {"train": split, "test": split}}
         results = {"score": text, "brierlm": 1.0}
-        card = render_model_card("calm", {"kind": "calm", "x": text}, corpus, {"corpus": text}, results)
+        card = render_model_card(
+            "calm", {"kind": "calm", "head": {"kind": text}, "x": text}, corpus, {"corpus": text}, results
+        )
         read = ModelCard(card)
         assert read.text.startswith("# CALM")
         assert read.data.license == "mit"

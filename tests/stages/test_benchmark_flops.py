@@ -8,6 +8,7 @@ import pytest
 from calm_core.params import Params
 from calm_core.presets import apply_preset, load_preset
 from calm_core.storage.json_io import read_json
+from flows.workspaces import apply_overrides
 from stages import benchmark_flops, check_params
 from tests import ROOT
 
@@ -22,14 +23,15 @@ calm:
 """
 
 
-@pytest.fixture()
-def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """Params of a project in the current folder, which has two presets; no speed is measured."""
+@pytest.fixture(params=["tokens", "energy"])
+def smoke(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Params of a project in the current folder, under each head, which has two presets; no speed is measured."""
     monkeypatch.chdir(tmp_path)
     for name in ("params.yaml", "presets/smoke.yaml"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     apply_preset("smoke")
+    apply_overrides(Path("params.yaml"), [f"calm.head={request.param}"])
     Path("presets/wider.yaml").write_text(WIDER, encoding="utf-8")
     Path("presets/longer.yaml").write_text("calm:\n  steps: 36\n", encoding="utf-8")
     Path("results").mkdir()
@@ -62,5 +64,6 @@ def test_a_model_beside_that_trains_three_times_as_long_takes_three_times_the_fl
     own, longer, autoencoder = run["calm"], run["beside"]["longer"], run["autoencoder"]["training_flops"]
     assert longer["training_flops"] == pytest.approx(3 * own["training_flops"])
     assert longer["counted_training_flops"] == pytest.approx(3 * own["counted_training_flops"])
-    assert longer["training_flops_with_autoencoder"] == pytest.approx(3 * own["training_flops"] + autoencoder)
+    charged = autoencoder if smoke.calm.head == "energy" else 0
+    assert longer["training_flops_with_autoencoder"] == pytest.approx(3 * own["training_flops"] + charged)
     assert longer["inference_flops_per_token"] == own["inference_flops_per_token"]

@@ -30,7 +30,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
     for section in ("autoencoder", "calm"):
         values[section].update(steps=3, warmup_steps=1)
-    values["calm"].update(checkpoints=3)
+    # A head that has the settings of the preset.
+    values["calm"].update(checkpoints=3, head="energy", decoder_score=True)
     values["evaluation"].update(tokens=200, likelihood_tokens=100, bootstrap_resamples=100, beside=[PRESET])
     (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
     (folder / "params.yaml").write_text(yaml.safe_dump(values))

@@ -58,7 +58,8 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_all_before(params: Pa
     for row in batch:
         for patch in range(1, len(row)):
             hidden_state = model(row[None, :patch])[0, -1]
-            nats += [F.cross_entropy(head.logits(hidden_state, row[patch, :k]), row[patch, k]) for k in range(2)]
+            earlier = row[patch - 1 : patch + 1].flatten()
+            nats += [F.cross_entropy(head.logits(hidden_state, earlier[: 2 + k]), row[patch, k]) for k in range(2)]
     found = objective.loss(batch)
     torch.testing.assert_close(found.total, torch.stack(nats).mean(), rtol=1e-4, atol=1e-5)
     assert found.terms == objective.observe(found.features) == {}
@@ -91,7 +92,7 @@ def test_it_learns_a_text_that_repeats_itself(params: Params, tmp_path: Path) ->
     text = period.repeat(3)[: CONTEXT + 2].view(1, -1, 2)
     head = trained.head
     assert isinstance(head, TokenHead)
-    assert -head.log_probabilities(trained(text[:, :-1]), text[:, 1:])[:, 1:].mean() < 0.2
+    assert -head.log_probabilities(trained(text[:, :-1]), text[:, :-1], text[:, 1:])[:, 1:].mean() < 0.2
     fresh = TokenHeadObjective(section, trained.config, tokens, params.seed, "train_calm")
     assert fresh.loss(fresh.batch(0, range(4))).total > 3
     # It is the objective's own training, and no autoencoder's business.

@@ -124,9 +124,9 @@ def test_torch_counts_the_same_for_token_heads(head: TokenHeadConfig, patch_size
     config = CalmConfig(500, patch_size, 96, BACKBONE, head)
     analytic, counted = calm_flops(config, CODER, 32, 5), counted_calm_flops(config, CODER, 32, 5)
     assert analytic == counted
-    # A token of the first place reads the hidden state alone, the last all others of its patch as well.
+    # A token of the first place reads the hidden state and the patch before, the last all others of its own as well.
     size = head.hidden_size
-    reads = sum(96 * size + place * size**2 for place in range(patch_size))
+    reads = sum(96 * size + (patch_size + place) * size**2 for place in range(patch_size))
     writes = patch_size * (head.layers * 3 * size * head.intermediate_size + 500 * size)
     assert token_head_parameters(head, config) == reads + writes
 

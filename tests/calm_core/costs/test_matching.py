@@ -36,7 +36,8 @@ def test_closed_form(values: dict[str, Any]) -> None:
 
     # A token head of width 3 needs no autoencoder.
     values["calm"].update(head="tokens", token_hidden_size=3, token_intermediate_size=7, token_layers=2)
-    head = 4 * 2 * 3 + 3 * 3 + 2 * (2 * 3 * 3 * 7 + 300 * 3)  # from D to both tokens, from the first to the second
+    # From D to both tokens, from the two read last to each, from the first to the second.
+    head = 4 * 2 * 3 + 2 * 2 * 3 * 3 + 3 * 3 + 2 * (2 * 3 * 3 * 7 + 300 * 3)
     calm = 3 * (2 * (layer + inputs + head) + 4 * 8 * 4) * 8 * 2
     assert matched_steps(parse_params(values)) == round(70 * calm / transformer)
 
@@ -75,7 +76,10 @@ def test_a_number_stays(values: dict[str, Any]) -> None:
     values["transformer"].update(steps=321)
     params = parse_params(values)
     assert with_matched_steps(params) is params
-    assert params.transformer.training_tokens == 321 * 4 * 256
+    assert (
+        params.transformer.training_tokens
+        == 321 * params.transformer.batch_sequences * params.transformer.context_tokens
+    )
 
 
 def test_nothing_counts_with_steps_that_are_not_known(params: Params) -> None:

@@ -111,7 +111,8 @@ def test_a_token_head_by_hand(values: dict[str, Any]) -> None:
     size, intermediate = 24, 40
     head = {"head": "tokens", "token_hidden_size": size, "token_intermediate_size": intermediate, "token_layers": 2}
     calm = make(tiny(values, calm=head)).calm
-    earlier, layers = (K * (K - 1) // 2) * size**2, 2 * 3 * size * intermediate
+    # Each token reads the K of the patch before and those before it in its own.
+    earlier, layers = (K * K + K * (K - 1) // 2) * size**2, 2 * 3 * size * intermediate
     weights = K * D * size + K * size + V * size + earlier + layers + 3 * size + V * size
     assert calm.parameters == CALM_PARAMETERS - HEAD_WEIGHTS - HEAD_VECTORS + weights
     forward = 2 * (LAYER_WEIGHTS + INPUT_WEIGHTS + K * D * size + earlier + K * (layers + V * size))
@@ -204,7 +205,7 @@ def test_calm_keeps_what_is_planned(values: dict[str, Any], precision: str, head
         else:
             inputs = torch.randn(*shape, L, generator=generator)
         if isinstance(model.head, TokenHead):
-            return model.head.loss(model(inputs), inputs)
+            return model.head.loss(model(inputs), inputs, inputs)
         hidden_states = model(inputs).flatten(0, 1)
         posterior = Posterior(*torch.randn(2, math.prod(shape), L, generator=generator))
         draws = model.head.training_draws(math.prod(shape), objective, GeneratorDraws(generator))

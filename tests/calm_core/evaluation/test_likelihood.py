@@ -197,7 +197,8 @@ def test_the_likelihood_of_a_token_head_is_that_of_its_blocks(blocks: Callable[.
         for patch in range(1, CONTEXT // 2):
             hidden_state = model(block[:, :patch])[:, -1]
             for place in (0, 1):
-                logits = model.head.logits(hidden_state, block[:, patch, :place])
+                earlier = block[:, patch - 1 : patch + 1].flatten(1)[:, : 2 + place]
+                logits = model.head.logits(hidden_state, earlier)
                 wanted.append(F.cross_entropy(logits, block[:, patch, place]).item())
     assert token_head_surprise(model, some).nats.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 

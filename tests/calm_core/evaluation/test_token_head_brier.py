@@ -33,7 +33,9 @@ def enumerated(model: Calm, history: Tensor, following: Tensor) -> Tensor:
     every = torch.tensor(list(itertools.product(range(SIZE), repeat=patches * patch_size)))
     texts = torch.cat([history.expand(len(every), -1, -1), every.unflatten(1, (patches, patch_size))], dim=1)
     hidden_states = model(texts[:, :-1])[:, -patches:]
-    log_p = head.log_probabilities(hidden_states, texts[:, -patches:]).double().sum(dim=(1, 2))
+    log_p = (
+        head.log_probabilities(hidden_states, texts[:, -patches - 1 : -1], texts[:, -patches:]).double().sum(dim=(1, 2))
+    )
     scores = []
     for length in range(1, 5):
         # Probability of the first tokens: the sum over what follows them.

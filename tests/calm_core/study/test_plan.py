@@ -41,7 +41,9 @@ def test_default_hours_cover_two_decades_in_factors_of_two(params: Params) -> No
     assert found[-1] / found[0] >= 100
     assert [later / one for one, later in itertools.pairwise(found)] == [2.0] * (len(found) - 1)
     for budget in found:
-        assert {point.model for point in points if point.budget == budget and point.hidden_size == 128} == MODELS
+        assert {
+            point.model for point in points if point.budget == budget and point.hidden_size == params.calm.hidden_size
+        } == MODELS
     assert [point.budget for point in points] == sorted(point.budget for point in points)
 
 
@@ -115,7 +117,8 @@ def test_a_token_head_is_as_wide_as_its_backbone(params: Params) -> None:
         if point.model != TRANSFORMER:
             settings = dict(override.split("=") for override in point.overrides)
             sizes.add((point.hidden_size, int(settings["calm.token_hidden_size"])))
-    assert sizes == {(64, 64), (128, 128), (256, 256)}
+    size = params.calm.hidden_size
+    assert sizes == {(size // 2, size // 2), (size, size), (2 * size, 2 * size)}
 
 
 def test_seeds_repeat_each_point(params: Params) -> None:
