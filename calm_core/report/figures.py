@@ -1,6 +1,7 @@
 """Plots, the report's above all, as SVG text that is the same, byte for byte, for the same data."""
 
 import io
+import math
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 from matplotlib.transforms import ScaledTranslation
 
 CALM, TRANSFORMER, NEUTRAL, SECOND = "#0b6e99", "#c8553d", "#4a5560", "#8a6fae"
@@ -72,6 +74,9 @@ def brierlm_against_flops(models: dict[str, dict[str, Any]]) -> str:
         axes.set(xscale="log", xlabel="training FLOPs, an autoencoder's included", ylabel="BrierLM (higher is better)")
         smallest = min(model["training_flops"] for model in models.values())
         largest = max(model["training_flops"] for model in models.values())
+        # 1, 2 and 5 of each decade: matplotlib's own choice of labels runs together where there are one or two decades.
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf)))
         # Room on the right for the labels, which stand beside their points.
         axes.set_xlim(smallest / 2, largest * 4)
         # What is drawn some points beside its place does not count for the limits that matplotlib finds.
