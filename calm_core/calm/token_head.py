@@ -15,7 +15,8 @@ Notable:
   linear map for each pair, and no attention: among 2 K tokens all distances are known;
 - it sees r, whose words the hidden state would have to carry otherwise: to predict "of" after "because", no context is
   needed;
-- so K steps of it cost a fraction of one step of the backbone, most of it the projection on the vocabulary.
+- the decoder is not free: in the default run K steps of it take as much as one step of the backbone, and the projection
+  on the vocabulary, which any softmax pays for each token, four times as much. Large models have a larger backbone.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ BLOCK_LOGITS = 1 << 21
 
 LEAST_ROWS = 256
 """Positions of a block at least: with 16, products run at a third of a CPU's rate, which costs more than the cache
-saves (docs/performance.md)."""
+saves."""
 
 
 def projected_cross_entropy(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

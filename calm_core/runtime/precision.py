@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
     """Have the allocator reuse large blocks instead of returning them to the system at once; glibc alone, else nothing.
 
     A training step allocates the same tensors again and again. By default glibc maps each large one anew, and
-    the page faults cost a small model's step a quarter of its time (docs/performance.md).
+    the page faults cost a small model's step a quarter of its time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
