@@ -119,7 +119,7 @@ def test_the_loss_curve_is_that_of_one_process(
     [
         {"calm": {"head": "diffusion"}},
         {"calm": {"head": "flow", "optimiser": "adamw"}},
-        {"calm": {"input": "latents", "optimiser": "adamw"}},
+        {"calm": {"head": "energy", "input": "latents", "optimiser": "adamw"}},
         {"runtime": {"precision": "bfloat16"}},
     ],
     ids=["diffusion", "flow-adamw", "latents-adamw", "bfloat16"],

@@ -52,7 +52,7 @@ class Ended(NamedTuple):
 
 def make_project(folder: Path) -> Path:
     """A project in which each stage takes a second or less, without outputs."""
-    for name in ("calm_core", "stages"):
+    for name in ("calm_core", "stages", "presets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", folder)
     words = random.Random(0).choices([f"word{number}" for number in range(300)], k=20_000)
