@@ -254,9 +254,14 @@ class CalmParams(LanguageModelParams):
     flow_solver: Literal["euler", "midpoint"]
     flow_steps: SamplingSteps
 
+    @property
+    def needs_autoencoder(self) -> bool:
+        """Whether the head has latents, whose autoencoder has to be trained before."""
+        return self.head != "tokens"
+
     @model_validator(mode="after")
     def _a_token_head_has_no_latents(self) -> Self:
-        if self.head == "tokens" and self.input == "latents":
+        if self.input == "latents" and not self.needs_autoencoder:
             raise ValueError(
                 "input latents needs a head that predicts latents; head tokens does not, write input: tokens"
             )

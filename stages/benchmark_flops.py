@@ -10,7 +10,7 @@ from calm_core.autoencoder.model import AutoencoderConfig
 from calm_core.calm.model import CalmConfig
 from calm_core.costs.flops import ModelFlops, calm_flops, encoder_parameters, transformer_flops
 from calm_core.costs.matching import with_matched_steps
-from calm_core.costs.run_shapes import RunShapes, needs_autoencoder, run_shapes
+from calm_core.costs.run_shapes import RunShapes, run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.params import AutoencoderParams, LanguageModelParams, Params
 from calm_core.runtime.device import choose_device
@@ -67,7 +67,7 @@ def _run(params: Params, shapes: RunShapes) -> dict[str, Any]:
     autoencoder, calm, transformer = run["autoencoder"], run["calm"], run["transformer"]
     # Beside the count and not in it: the paper's accounting leaves the frozen encoder out (section 6), and the training
     # of the autoencoder, which is some 2 % of its CALM-M's and far more of a small run's.
-    needed = needs_autoencoder(params.calm)
+    needed = params.calm.needs_autoencoder
     calm["encoder_flops_per_token"] = (
         2 * encoder_parameters(shapes.autoencoder) / shapes.autoencoder.patch_size if needed else 0.0
     )

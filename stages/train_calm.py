@@ -21,7 +21,7 @@ TOKENS = Path("data/tokens")
 
 def main(params: Params, places: Places = RUN) -> Measured:
     """Train and write, the frozen autoencoder beside the model; with a token head its folder is empty."""
-    decoded = params.calm.head != "tokens"
+    decoded = params.calm.needs_autoencoder
     encoded = decoded and params.calm.latents == "encoded"
     trained, model_folder = places.autoencoder, places.models / "calm"
     # What BrierLM is compared with along the training is measured of the run's own CALM alone.

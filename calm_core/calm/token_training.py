@@ -15,6 +15,22 @@ from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.objective import CPU, Loss, on_device
 
 
+def whole_blocks(section: CalmParams, tokens: TokenStream, patches: int, patch_size: int) -> int:
+    """How many contexts of ``section`` the ``patches`` of the split ``tokens`` make, each followed by one patch more.
+
+    Raises:
+        CalmError: not one.
+    """
+    # The last position of a block needs one more patch as its target.
+    blocks = (patches - 1) // (section.context_tokens // patch_size)
+    if blocks < 1:
+        raise CalmError(
+            f"the training split has {len(tokens)} tokens, fewer than calm.context_tokens "
+            f"{section.context_tokens} and a patch; use more text or a shorter context"
+        )
+    return blocks
+
+
 class TokenHeadObjective:
     """Sequences of the training split ``tokens``, each with the patch that follows it, and their cross entropy.
 
@@ -29,13 +45,7 @@ class TokenHeadObjective:
     def __init__(self, section: CalmParams, config: CalmConfig, tokens: TokenStream, seed: int, stage: str) -> None:
         self._tokens, self._seed, self._stage, self._patch_size = tokens, seed, stage, config.patch_size
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
-        # The last position of a block needs one more patch as its target.
-        self._blocks = (len(tokens) // config.patch_size - 1) // (self.tokens_per_row // config.patch_size)
-        if self._blocks < 1:
-            raise CalmError(
-                f"the training split has {len(tokens)} tokens, fewer than calm.context_tokens "
-                f"{section.context_tokens} and a patch; use more text or a shorter context"
-            )
+        self._blocks = whole_blocks(section, tokens, len(tokens) // config.patch_size, config.patch_size)
         self.model = Calm(config)
         self.model.initialise(generator(seed, stage, "weights"))
 

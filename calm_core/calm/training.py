@@ -13,8 +13,7 @@ from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.head import HeadObjective
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.calm.token_head import TokenHeadConfig
-from calm_core.calm.token_training import TokenHeadObjective
-from calm_core.errors import CalmError
+from calm_core.calm.token_training import TokenHeadObjective, whole_blocks
 from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.nn.backbone import BackboneConfig
@@ -38,7 +37,7 @@ def calm_config(section: CalmParams, autoencoder: AutoencoderConfig) -> CalmConf
     return CalmConfig(
         vocabulary_size=autoencoder.vocabulary_size,
         patch_size=autoencoder.patch_size,
-        latent_size=section.hidden_size if section.head == "tokens" else autoencoder.latent_size,
+        latent_size=autoencoder.latent_size if section.needs_autoencoder else section.hidden_size,
         backbone=shape_from(BackboneConfig, section),
         head=_head_config(section),
         input=section.input,
@@ -96,13 +95,7 @@ class CalmObjective:
         self._autoencoder, self._head_objective = autoencoder, head_objective(section, autoencoder)
         self._patch_size = autoencoder.config.patch_size
         self._context = section.context_tokens // self._patch_size
-        # The last position of a block needs one more patch as its target.
-        self._blocks = (len(latents) - 1) // self._context
-        if self._blocks < 1:
-            raise CalmError(
-                f"the training split has {len(tokens)} tokens, fewer than calm.context_tokens "
-                f"{section.context_tokens} and a patch; use more text or a shorter context"
-            )
+        self._blocks = whole_blocks(section, tokens, len(latents), self._patch_size)
         self.model = Calm(calm_config(section, autoencoder.config))
         self.model.initialise(generator(seed, STAGE, "weights"))
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
@@ -160,7 +153,7 @@ def train_calm(
     training that resumes does not hand models before its checkpoint to ``run.keep`` again.
     """
     run = run or Run()
-    if params.calm.head == "tokens":
+    if not params.calm.needs_autoencoder:
         config = calm_config(params.calm, autoencoder.config)
         return train(
             TokenHeadObjective(params.calm, config, tokens, params.seed, STAGE), params.calm, params.runtime, run

@@ -4,7 +4,7 @@ The paper compares models by their training FLOPs and leaves the autoencoder out
 small run it may take a third, so it is charged here. FLOPs are those of ``flops``, in the paper's accounting.
 """
 
-from calm_core.costs.run_shapes import needs_autoencoder, run_shapes
+from calm_core.costs.run_shapes import run_shapes
 from calm_core.params import Params, with_transformer_steps
 
 
@@ -16,7 +16,7 @@ def matched_steps(params: Params) -> int:
     """
     flops = run_shapes(params).analytic_flops()
     budget = flops.calm.training_per_token * params.calm.training_tokens
-    if needs_autoencoder(params.calm):
+    if params.calm.needs_autoencoder:
         budget += flops.autoencoder.training_per_token * params.autoencoder.training_tokens
     return round(budget / (flops.transformer.training_per_token * params.transformer.step_tokens))
 

@@ -33,7 +33,7 @@ from calm_core.costs.flops import (
     transformer_flops,
 )
 from calm_core.costs.matching import with_matched_steps
-from calm_core.costs.run_shapes import needs_autoencoder, scored_targets
+from calm_core.costs.run_shapes import scored_targets
 from calm_core.errors import CalmError
 from calm_core.latents.shards import latent_bytes
 from calm_core.nn.draws import GeneratorDraws
@@ -301,7 +301,7 @@ def _calm_training(params: Params) -> _Training:
         posterior = Posterior(*torch.zeros(2, positions, config.latent_size))
         return model.latent_head.loss(hidden_states, posterior, draws, objective).total
 
-    frozen = tuple(autoencoder.parameters()) if needs_autoencoder(section) else ()
+    frozen = tuple(autoencoder.parameters()) if section.needs_autoencoder else ()
     return _Training(section, flops, model, loss, section.batch_sequences, frozen=frozen)
 
 

@@ -74,11 +74,6 @@ def run_shapes(params: Params) -> RunShapes:
     )
 
 
-def needs_autoencoder(section: CalmParams) -> bool:
-    """Whether the CALM has latents, whose autoencoder has to be trained before."""
-    return section.head != "tokens"
-
-
 def scored_targets(section: CalmParams) -> int:
     """Targets a position whose decoder states are scored: none but by the energy head, which alone has a score."""
     return HeadObjective().scored_targets if section.decoder_score and section.head == "energy" else 0

@@ -90,10 +90,7 @@ def transformer_brier(
         prefixes.append(prefix)
         collisions.append(probabilities.square().sum(dim=-1))
 
-    def stack(values: list[Tensor]) -> Tensor:
-        return torch.stack(values, dim=-1).unflatten(0, (samples, batch))
-
-    return brier_from_probabilities(windows, stack(prefixes), stack(collisions))
+    return brier_from_probabilities(windows, _by_sample(prefixes, samples), _by_sample(collisions, samples))
 
 
 def token_head_brier(model: Calm, patches: Tensor, samples: int, generator: torch.Generator) -> Tensor:
@@ -128,14 +125,18 @@ def token_head_brier(model: Calm, patches: Tensor, samples: int, generator: torc
         probabilities = head.logits(states, earlier).float().softmax(dim=-1)
         prefixes.append(prefix)
         collisions.append(probabilities.square().sum(dim=-1))
+        if len(prefixes) == MAX_TOKENS:
+            break  # no prefix goes on behind the last token, and drawing one takes longer than the head
         drawn = sample_tokens(probabilities, generator)[..., None]
         prefix = prefix + probabilities.gather(-1, drawn).squeeze(-1).log()
         earlier = torch.cat([earlier, drawn], dim=-1)
 
-    def stack(values: list[Tensor]) -> Tensor:
-        return torch.stack(values, dim=-1).unflatten(0, (samples, batch))
+    return brier_from_probabilities(windows, _by_sample(prefixes, samples), _by_sample(collisions, samples))
 
-    return brier_from_probabilities(windows, stack(prefixes), stack(collisions))
+
+def _by_sample(steps: list[Tensor], samples: int) -> Tensor:
+    """``steps``, each [samples * batch, branches], as [samples, batch, branches, steps]."""
+    return torch.stack(steps, dim=-1).unflatten(0, (samples, -1))
 
 
 def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from calm_core.costs.flops import ModelFlops
-from calm_core.costs.run_shapes import needs_autoencoder, run_shapes
+from calm_core.costs.run_shapes import run_shapes
 from calm_core.costs.throughput import tokens_per_second
 from calm_core.errors import CalmError
 from calm_core.evaluation.likelihood import SAMPLES
@@ -246,7 +246,7 @@ def _point(params: Params, shape: _Shape, budget: float, rates: Rates, seed: int
     # The score asks for the next four tokens, so patches of fewer than four are sampled one after another.
     patches = 1 if shape.patch_size is None else max(1, 4 // shape.patch_size)
     sampled = SHORTER_CONTEXTS * EVALUATION_TOKENS * params.evaluation.samples * patches
-    has_latents = isinstance(section, CalmParams) and needs_autoencoder(section)
+    has_latents = isinstance(section, CalmParams) and section.needs_autoencoder
     if has_latents:
         sampled += OTHER_SPLIT * params.evaluation.likelihood_tokens * SAMPLES[-1]
     evaluated = sampled * shape.flops.inference_per_token
