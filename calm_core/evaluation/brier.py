@@ -96,13 +96,14 @@ def per_document(document: Tensor, eighth: Tensor, scores: Tensor) -> pl.DataFra
     frame = pl.DataFrame(places | dict(zip(SCORES, scores.double().numpy().T, strict=True)))
     positions = pl.len().cast(pl.Int64).alias("positions")
     keys = list(places)
-    return frame.group_by(keys).agg(positions, pl.col(SCORES).sum()).sort(keys)
+    # In the order of the rows, see ``intervals``: the last digit of a sum depends on it.
+    return frame.group_by(keys, maintain_order=True).agg(positions, pl.col(SCORES).sum()).sort(keys)
 
 
 def by_document(frame: pl.DataFrame) -> pl.DataFrame:
     """``frame``, as ``per_document`` gives it, summed over the eighths: a row a document; its group stays, if named."""
     keys = [name for name in ("document", GROUP) if name in frame.columns]
-    return frame.group_by(keys).agg(pl.col("positions", *SCORES).sum()).sort("document")
+    return frame.group_by(keys, maintain_order=True).agg(pl.col("positions", *SCORES).sum()).sort("document")
 
 
 def with_groups(frame: pl.DataFrame, groups: Tensor) -> pl.DataFrame:

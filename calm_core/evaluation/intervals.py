@@ -124,7 +124,9 @@ def _aligned(models: Sequence[Sequence[pl.DataFrame]]) -> list[Tensor]:
     every = pl.concat([frame.select(drawn) for seeds in models for frame in seeds]).unique().sort(drawn)
 
     def of(frame: pl.DataFrame) -> Tensor:
-        grouped = frame.group_by(drawn).agg(pl.col(sums).sum())
+        # In the order of the rows: polars otherwise adds up what its threads have done as they finish, and two runs
+        # differ in the last digit.
+        grouped = frame.group_by(drawn, maintain_order=True).agg(pl.col(sums).sum())
         whole = every.join(grouped, on=drawn, how="left", maintain_order="left").fill_null(0)
         return torch.from_numpy(whole.select(sums).to_numpy().astype("float64"))
 
