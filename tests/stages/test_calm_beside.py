@@ -35,7 +35,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["evaluation"].update(tokens=200, likelihood_tokens=100, bootstrap_resamples=100, beside=[PRESET])
     (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
-    (folder / "presets").mkdir()
     (folder / f"presets/{PRESET}.yaml").write_text(yaml.safe_dump({"calm": OVERLAY}))
     with contextlib.chdir(folder):
         params = load_params()
