@@ -12,7 +12,8 @@ Rules, the same for both models:
 - a width scales hidden and intermediate size and the number of heads of both language models alike, and with them the
   sizes of a token head;
 - a budget at a width is taken for all models or for none: first two decades of budgets at the width of params.yaml,
-  then the other widths, then budget after budget upwards. More hours take more of this list, never another.
+  then the other widths over that half of these budgets where they may be the best one, small budgets for narrow models
+  and large ones for wide models, then budget after budget upwards. More hours take more of this list, never another.
 
 How long a point takes is estimated from training steps measured on this machine, so that a faster machine gets larger
 budgets by the same command.
@@ -95,13 +96,22 @@ class Row(NamedTuple):
 
 
 def rows(smallest: float, widths: Sequence[float]) -> Iterator[Row]:
-    """All rows there could be, the most important first; they never end. ``widths[0]`` comes first."""
-    for width in widths:
-        for exponent in range(CORE_BUDGETS):
+    """All rows there could be, the most important first; they never end. ``widths[0]`` comes first.
+
+    Each other width begins at the end of the core budgets where it is likeliest to be the best: the best width rises
+    with the budget (Hoffmann et al., 2022), and elsewhere a training would take as long and say nothing of a frontier.
+    """
+    first, half = widths[0], CORE_BUDGETS // 2
+    for exponent in range(CORE_BUDGETS):
+        yield Row(smallest * 2**exponent, first)
+    for width in widths[1:]:
+        from_the_end = range(half) if width < first else range(CORE_BUDGETS - 1, half - 1, -1)
+        for exponent in from_the_end:
             yield Row(smallest * 2**exponent, width)
     for exponent in count(CORE_BUDGETS):
         for width in widths:
-            yield Row(smallest * 2**exponent, width)
+            if width >= first:
+                yield Row(smallest * 2**exponent, width)
 
 
 def plan_study(

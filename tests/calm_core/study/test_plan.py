@@ -9,7 +9,7 @@ import pytest
 from calm_core.errors import CalmError
 from calm_core.params import Params, load_params, parse_params
 from calm_core.storage.yaml_io import read_yaml
-from calm_core.study.plan import FEWEST_STEPS, POINT_SECONDS, Rates, plan_study
+from calm_core.study.plan import CORE_BUDGETS, FEWEST_STEPS, POINT_SECONDS, Rates, plan_study
 from calm_core.study.point import TRANSFORMER, Point, calm
 from flows.study import HOURS, SMALLEST_BUDGET
 from flows.workspaces import apply_overrides
@@ -66,6 +66,25 @@ def test_more_hours_never_remove_a_point(params: Params) -> None:
         points = {tuple(point.overrides) for point in plan(params, hours)}
         assert points > known
         known = points
+
+
+def test_other_widths_are_where_they_may_be_the_best(params: Params) -> None:
+    of_width: dict[int, set[float]] = {}
+    for point in plan(params, 24.0):
+        of_width.setdefault(point.hidden_size, set()).add(point.budget)
+    own = params.calm.hidden_size
+    narrow, core, wide = of_width[own // 2], of_width[own], of_width[2 * own]
+    largest = SMALLEST_BUDGET * 2 ** (CORE_BUDGETS - 1)
+    assert len(narrow) == CORE_BUDGETS / 2
+    # A factor of two between the widest of narrow models and the narrowest of wide ones.
+    assert 2 * max(narrow) == min(wide)
+    assert max(core) > largest
+    assert max(wide) in (max(core), max(core) / 2)
+    # The first of a wide model is at the largest of the core budgets.
+    first = next(
+        hours for hours in range(1, 24) if any(one.hidden_size == 2 * own for one in plan(params, float(hours)))
+    )
+    assert largest in {one.budget for one in plan(params, float(first)) if one.hidden_size == 2 * own}
 
 
 def test_a_faster_machine_gets_a_decade_more(params: Params) -> None:
