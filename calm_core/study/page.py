@@ -72,8 +72,11 @@ def power(value: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def crossing_sentence(first: str, second: str, found: Crossing) -> str:
-    """What ``found`` says of the models ``first`` and ``second``, flatly where ``AGREED`` of the draws say the same."""
+def crossing_sentence(first: str, second: str, found: Crossing, back: Crossing | None = None) -> str:
+    """What ``found`` says of the models ``first`` and ``second``, flatly where ``AGREED`` of the draws say the same.
+
+    ``back`` is the crossing the other way round, where the second overtakes the first.
+    """
     ours, theirs = label(first), f"the {label(second)}"
     behind = 1 - found.ahead_at_the_end >= AGREED
     if behind or found.ahead_at_the_end >= AGREED:
@@ -84,6 +87,9 @@ def crossing_sentence(first: str, second: str, found: Crossing) -> str:
     if 1 - found.gains >= AGREED:
         return f"No crossing is looked for, since {ours} gains nothing from scale; {now}."
     if 1 - found.gains_more >= AGREED:
+        if back and back.where in ("within", "beyond") and back.flops.high <= FARTHEST * back.largest:
+            which = "which" if back.where == "within" else "which, extrapolated,"
+            return f"{ours} gains less from scale than {theirs}, {which} overtakes it at {_span(back)}; {now}."
         return f"No crossing after which {ours} stays ahead: it gains less from scale than {theirs}; {now}."
     if found.ahead_throughout >= AGREED:
         return f"{ours} is ahead at every budget measured, and gains more from scale."
@@ -174,8 +180,12 @@ def _crossings(found: Outcome) -> list[dict[str, str]]:
                 continue
             higher = measure == "brierlm"
             charges = {"alone": 0.0, "whole": frontier(found.measured, model, measure)[-1].autoencoder_flops}
+            # A charge on the model that is overtaken may make two crossings of one.
+            back = crossing(baseline, law, higher_is_better=higher)
             sentences = {
-                account: crossing_sentence(model, TRANSFORMER, crossing(law, baseline, charge, higher))
+                account: crossing_sentence(
+                    model, TRANSFORMER, crossing(law, baseline, charge, higher), None if charge else back
+                )
                 for account, charge in charges.items()
             }
             rows.append({"measure": TITLES[measure].split(" (")[0], "model": model, **sentences})

@@ -119,6 +119,35 @@ def test_sentences_about_crossings_where_draws_agree() -> None:
 
 
 @pytest.mark.parametrize(
+    ("back", "sentence"),
+    [
+        (
+            Crossing(Interval(5e13, 1e13, 2e14), "within", 1e12, 1e14, 1.0, 1.0, 0.0, 1.0),
+            "CALM, K = 4 gains less from scale than the Transformer, which overtakes it at 5.00e13 FLOPs [1.00e13, "
+            "2.00e14]; CALM, K = 4 is behind at the largest budget.",
+        ),
+        (
+            Crossing(Interval(5e15, 1e15, 9e16), "beyond", 1e12, 1e14, 1.0, 1.0, 0.0, 1.0),
+            "CALM, K = 4 gains less from scale than the Transformer, which, extrapolated, overtakes it at 5.00e15 "
+            "FLOPs [1.00e15, 9.00e16]; CALM, K = 4 is behind at the largest budget.",
+        ),
+    ],
+)
+def test_the_baseline_may_overtake(back: Crossing, sentence: str) -> None:
+    never = Crossing(Interval(INFINITY, INFINITY, INFINITY), "never", 1e12, 1e14, 1.0, 0.04, 0.0, 0.0)
+    assert crossing_sentence(calm(4), TRANSFORMER, never, back) == sentence
+    # Ahead throughout, or nobody knows where: then the exponents alone speak.
+    for other in (back._replace(where="ahead"), back._replace(flops=Interval(5e13, 1e13, INFINITY))):
+        assert crossing_sentence(calm(4), TRANSFORMER, never, other).startswith("No crossing after which")
+
+
+def test_a_page_says_where_the_baseline_overtakes() -> None:
+    # 2 (FLOPs / 1e13)^0.2 against 1.6 (FLOPs / 1e13)^0.4 meet at 3.1e13.
+    made = points({TRANSFORMER: (1.6, 0.4), calm(4): (2.0, 0.2)}, autoencoder_flops=0.0)
+    assert "which overtakes it at" in render_study(made, FACTS)
+
+
+@pytest.mark.parametrize(
     ("flops", "shares", "end"),
     [
         ((INFINITY, 2e13, INFINITY), {"gains_more": 0.3}, "more than 1.00e17 FLOPs [2.00e13, no upper end]."),
