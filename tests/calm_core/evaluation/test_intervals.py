@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -226,3 +229,29 @@ def test_intervals_cover_what_they_say(seeds: int) -> None:
     assert np.all(np.abs(covered / texts - 0.95) < 0.02), covered / texts
     # Of two models that are alike, one in twenty looks different.
     assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 0.02, np.mean(np.array(p_values) < 0.05)
+
+
+REPEATED = """
+import polars, torch
+from calm_core.evaluation.brier import SCORES
+from calm_core.evaluation.intervals import estimate_brierlm
+
+draws, count = torch.Generator().manual_seed(0), 20_000
+columns = {
+    "document": torch.arange(count),
+    "group": torch.arange(count) * 13 // count,
+    "positions": torch.randint(1, 9, (count,), generator=draws),
+    **{score: torch.rand(count, generator=draws, dtype=torch.float64) for score in SCORES},
+}
+frame = polars.DataFrame({name: column.numpy() for name, column in columns.items()})
+found = {repr(estimate_brierlm([frame], 2, torch.Generator().manual_seed(0))) for _ in range(400)}
+print(polars.thread_pool_size(), len(found))
+"""
+
+
+@pytest.mark.slow
+def test_a_score_is_the_same_whichever_thread_ends_first() -> None:
+    # In a process of its own: tests have one thread of polars, which cannot overtake another.
+    threads = {**os.environ, "POLARS_MAX_THREADS": "4"}
+    done = subprocess.run([sys.executable, "-c", REPEATED], env=threads, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4", "1"]
