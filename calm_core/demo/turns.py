@@ -6,7 +6,7 @@ in the ratio of the models' speeds. Strict alternation would show the number of 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,7 +53,7 @@ def side_by_side(
     sampling: Sampling,
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Reading | Piece]:
+) -> Generator[Reading | Piece, None, None]:
     """Continue ``prompt`` by at most ``tokens`` tokens with each of ``models``; ``clock`` gives seconds.
 
     The texts are those of ``LanguageModel.generate``, whoever writes beside. Each comes as pieces, a piece a step.
