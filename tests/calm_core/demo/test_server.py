@@ -164,7 +164,7 @@ class Endless(LanguageModel):
     def stream(self, *arguments: Any) -> Iterator[list[Continuation]]:
         continuation = Continuation()
         try:
-            while True:
+            while len(self.steps) < 50_000:  # by then somebody should have stopped it
                 self.steps.append(None)
                 continuation.token_ids.append(50)
                 yield [continuation]
@@ -218,7 +218,7 @@ def test_a_reader_that_leaves_stops_the_text_and_the_next_one_has_its_turn(
         assert await second.received.get() == {"waiting": True}
         first.leave.set()
         await asyncio.wait([first.ended])
-        await asyncio.to_thread(model.closed.wait)
+        assert await asyncio.to_thread(model.closed.wait, 30)
         assert (await second.received.get())["read_tokens"] == 0
         assert (await second.received.get())["tokens"] == 1
         second.leave.set()
