@@ -214,6 +214,31 @@ def generate(
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="A model's folder, once for each; by default models/calm and models/transformer."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the loopback; 0 for any free one.")] = 8000,
+    device: OnDevice = Device.auto,
+) -> None:
+    """Watch models write side by side on a page in the browser, step by step; Ctrl-C ends it."""
+    from calm_core.demo.server import DEFAULT_MODELS, listen, serve
+    from calm_core.inference.language_model import load_language_model
+    from calm_core.runtime.device import choose_device
+    from calm_core.runtime.precision import set_threads
+
+    for folder in DEFAULT_MODELS if not model else ():
+        if not folder.is_dir():
+            raise CalmError(f"{folder} is missing: `dvc repro` makes it, or name other models by --model FOLDER")
+    listener = listen(port)  # before the models are loaded, which takes longer
+    set_threads("auto")
+    place = choose_device(device.value, "--device")
+    models = {single_line(str(folder)): load_language_model(folder, place) for folder in model or DEFAULT_MODELS}
+    serve(models, listener, lambda address: typer.echo(f"{address}  (Ctrl-C ends it)"))
+
+
+@app.command()
 def evaluate(
     model: ModelFolder,
     corpus: Annotated[

@@ -240,7 +240,8 @@ assert not {"torch", "pydantic", "yaml"} & sys.modules.keys()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert result.returncode == 0, result.stderr
-    for command in ("check", "preset", "plan", "generate", "evaluate", "import-checkpoint", "export-checkpoint"):
+    commands = ("check", "preset", "plan", "generate", "demo", "evaluate", "import-checkpoint", "export-checkpoint")
+    for command in commands:
         assert command in result.stdout
 
 
