@@ -267,14 +267,23 @@ def evaluate(
 
 @app.command("import-checkpoint")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Folder of the reference implementation: config.json and weights.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of the reference implementation, with config.json and weights, or OWNER/NAME on the hub."
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="Folder or OWNER/NAME of a language model's autoencoder, unless it is in the same file."),
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json; by default the source's, if any.")] = None,
 ) -> None:
     """Convert a checkpoint of the reference implementation; the kind is told from its weights."""
     from calm_core.reference.importing import import_checkpoint
 
-    kind = import_checkpoint(source, destination, tokenizer)
+    kind = import_checkpoint(source, destination, tokenizer, autoencoder)
     missing = "" if (destination / "tokenizer.json").is_file() else "; it has no tokenizer, see --tokenizer"
     typer.echo(f"{destination}: {kind}{missing}")
 
