@@ -5,7 +5,7 @@ none of it takes more memory than the file has.
 
 Notable: no tensor is in memory until it is asked for, and then a piece at a time. A safetensors file is read, not
 mapped: what a process has seen of a mapping counts as its memory. A .bin has to be unpickled as a whole, which maps it
-(``mmap``): one of them at a time, so that no more than the largest counts.
+(``mmap``): one at a time, and anew after every so many bytes.
 """
 
 import json
@@ -26,6 +26,9 @@ from calm_core.storage.tensors import damaged
 
 PIECE = 1 << 20
 """Numbers of a tensor that are in memory together."""
+
+MAPPED = 1 << 26
+"""Bytes of a .bin that are read before it is mapped anew."""
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -53,8 +56,7 @@ class StoredTensor:
             CalmError: the file has changed since, or cannot be read any more.
         """
         if self._pickles is not None:
-            flat = self._pickles.tensors(self.path)[self._name].reshape(-1)
-            yield from flat.split(PIECE)
+            yield from self._pickles.pieces(self.path, self._name)
             return
         assert isinstance(self.dtype, torch.dtype)
         size = math.prod(self.shape)
@@ -160,16 +162,35 @@ class Pickles:
 
     def __init__(self) -> None:
         self._open: tuple[Path, dict[str, Tensor]] | None = None
+        self._is_mapped = False
+        self._seen = 0  # bytes of the mapping
 
     def tensors(self, path: Path) -> dict[str, Tensor]:
-        """The tensors in ``path``, mapped; the file that was asked for before is closed."""
+        """The tensors in ``path``; the file that was asked for before is closed."""
         if self._open is None or self._open[0] != path:
-            self._open = None  # before the next is there
-            self._open = (path, _unpickled(path))
+            self._open, self._seen = None, 0  # before the next is there
+            weights, self._is_mapped = _unpickled(path)
+            self._open = (path, weights)
         return self._open[1]
 
+    def pieces(self, path: Path, name: str) -> Iterator[Tensor]:
+        """Copies of the numbers of a tensor, flat, ``PIECE`` at a time."""
+        weight = self.tensors(path)[name]
+        if not weight.is_contiguous():  # never so in what models save: its numbers in their order are a copy
+            yield from weight.reshape(-1).split(PIECE)
+            return
+        size = weight.numel()
+        del weight  # a mapping lasts as long as any tensor of it
+        for first in range(0, size, PIECE):
+            piece = self.tensors(path)[name].view(-1)[first : first + PIECE].clone()
+            self._seen += piece.nbytes
+            if self._is_mapped and self._seen >= MAPPED:
+                self._open = None
+            yield piece
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
+
+def _unpickled(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors in ``path``, and whether they are mapped."""
     try:
         # What torch wrote before its archives cannot be mapped.
         is_archive = _require_stored(path)
@@ -183,7 +204,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     for name, weight in weights.items():
         if not isinstance(name, str) or not _fills_its_shape(weight):
             raise CalmError(f"{path}: {name!r} is no plain tensor with a number for each place")
-    return weights
+    return weights, is_archive
 
 
 def _require_stored(path: Path) -> bool:

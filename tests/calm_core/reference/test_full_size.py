@@ -134,7 +134,6 @@ def test_calm_m_comes_and_goes(suffix: str, tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
-    print(found, max(shards))
     assert found["imported"] <= 1.3 * max(shards)
     if not whole:
         return

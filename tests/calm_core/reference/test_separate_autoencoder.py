@@ -133,7 +133,8 @@ def test_the_tokenizer_of_either_place(where: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_16_bits_in_shards_stay_16_bits(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, which end in the middle of rows, and with tensors of two types in one file."""
-    monkeypatch.setattr("calm_core.reference.untrusted_weights.PIECE", 37)
+    monkeypatch.setattr("calm_core.reference.untrusted_weights.PIECE", 601)
+    monkeypatch.setattr("calm_core.reference.untrusted_weights.MAPPED", 20_000)
     weights = {name: weight.bfloat16() if weight.ndim == 2 else weight for name, weight in alone().items()}
     source, autoencoder = published(tmp_path, {})
     (source / "model.safetensors").unlink()
