@@ -21,6 +21,7 @@ from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.reference.llama import import_llama, is_llama
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
     DTYPES,
@@ -57,6 +58,8 @@ def import_checkpoint(source: Path, destination: Path, tokenizer: Path | None = 
     vocabulary = load_tokenizer(found) if tokenizer or found.is_file() else None
     if vocabulary and (told := told_losses(vocabulary)):
         print(f"{found}: {told}", file=sys.stderr, flush=True)
+    if is_llama(weights):
+        return import_llama(config, weights, vocabulary, source, destination)
     # A language model's file has its autoencoder inside; an autoencoder's file has no prefix.
     own = {name: weight for name, weight in weights.items() if not name.startswith(AUTOENCODER_PREFIX)}
     inner = {name.removeprefix(AUTOENCODER_PREFIX): weights[name] for name in weights.keys() - own.keys()}
