@@ -131,9 +131,12 @@ def build_transformer(config: dict[str, Any], weights: Mapping[str, Tensor], sou
         )
     except ValueError as error:  # heads that do not share the features evenly
         raise CalmError(f"{source} is refused: config.json: {error}") from None
+    # Before a model of the sizes that a file merely claims is built.
     if f"model.layers.{layers}.input_layernorm.weight" in weights or len(weights) < layers:
-        # Before a model of as many layers as a file merely claims is built.
         raise CalmError(f"{source} is refused: num_hidden_layers is {layers}, the weights have another number")
+    embedding, claimed = list(weights[EMBEDDING].shape), [sizes["vocab_size"], sizes["hidden_size"]]
+    if embedding != claimed:
+        raise CalmError(f"{source} is refused: wrong shapes: {EMBEDDING} {embedding} instead of {claimed}")
     with torch.device("meta"):
         model = Transformer(shape)
     return _filled(model, config, weights, source)
