@@ -104,7 +104,13 @@ def test_there_and_back(exported: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 1, "rope_parameters": {"rope_theta": 300.0}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": 1, "rope_parameters": {"rope_theta": 300.0}},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_llama_of_transformers_comes_and_goes(dtype: torch.dtype, changes: dict[str, Any], tmp_path: Path) -> None:
     llama(tmp_path / "llama", **changes)
     LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype=dtype).save_pretrained(tmp_path / "typed")
