@@ -17,6 +17,7 @@ from calm_core.errors import CalmError
 from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
+from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, load_model, read_config
 from calm_core.tokens.document_marks import DocumentMarks, end_of_text_marks, post_processor_marks
 from calm_core.tokens.tokenizer import TOKENIZER, encode_texts, end_of_text_id, load_tokenizer, require_fit
@@ -162,12 +163,14 @@ class LanguageModel:
 def load_language_model(folder: str | Path, device: DeviceName | torch.device = "cpu") -> LanguageModel:
     """The CALM or the Transformer in ``folder``, such as models/calm, on ``device``; "auto" is the best that there is.
 
+    ``folder`` may also be OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, see ``storage.hub``.
+
     Raises:
-        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer; there
-            is no such device.
+        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer; the hub
+            does not give the model; there is no such device.
     """
     place = device if isinstance(device, torch.device) else choose_device(device, "device")
-    folder = Path(folder)
+    folder = local_folder(folder)
     config = read_config(folder)
     kind = config["kind"]
     model: Calm | Transformer

@@ -1,4 +1,4 @@
-"""A model of this project as the reference implementation saves its own."""
+"""A model of this project as the reference implementation saves its own, a Transformer as a Llama (``llama``)."""
 
 import shutil
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
 from calm_core.errors import CalmError
+from calm_core.reference.llama import export_llama
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
     DTYPES,
@@ -29,11 +30,17 @@ from calm_core.storage.model_folder import load_model, read_config, require_new_
 def export_checkpoint(source: Path, destination: Path) -> None:
     """Write the model in the folder ``source`` as the reference implementation saves its own, into a new folder.
 
+    A Transformer becomes a LlamaForCausalLM of the transformers library.
+
     Raises:
-        CalmError: ``destination`` exists, or ``source`` holds no autoencoder or CALM that the reference has.
+        CalmError: ``destination`` exists, or ``source`` holds no model, or a CALM that the reference has not.
     """
     require_new_folder(destination)
     kind = read_config(source)["kind"]
+    if kind == "transformer":
+        with whole_directory(destination) as folder:
+            export_llama(source, folder, _origin(source / ORIGIN))
+        return
     weights: dict[str, Tensor] = {}
     shape: dict[str, Any]
     if kind == "autoencoder":
@@ -49,7 +56,7 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         weights = _named(model) | {AUTOENCODER_PREFIX + name: w for name, w in _named(autoencoder).items()}
         shape = calm_keys(model.config)
     else:
-        raise CalmError(f"{source} is of kind {kind!r}; the reference implementation saves autoencoders and CALMs")
+        raise CalmError(f"{source} is of kind {kind!r}; an autoencoder, a CALM or a Transformer is needed")
     origin = _origin(source / ORIGIN)
     types = {name: weight.dtype for name, weight in weights.items()}
     for name, dtype in origin["dtypes"].items():

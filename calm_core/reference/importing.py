@@ -29,6 +29,7 @@ from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.reference.llama import import_llama, is_llama
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
     DTYPES,
@@ -78,6 +79,11 @@ def import_checkpoint(
     require_new_folder(destination)
     place, pickles = local_folder(source), Pickles()
     config, weights = read_checkpoint(place, pickles)
+    if is_llama(weights):
+        if autoencoder is not None:
+            raise CalmError(f"{source} is a Llama; --autoencoder goes with a CALM")
+        whole = {name: weight.whole() for name, weight in weights.items()}
+        return import_llama(config, whole, _vocabulary(None, tokenizer, place), Path(source), destination)
     # A language model's file may have its autoencoder inside; an autoencoder's file has no prefix.
     own = {name: weight for name, weight in weights.items() if not name.startswith(AUTOENCODER_PREFIX)}
     inner = {name.removeprefix(AUTOENCODER_PREFIX): weights[name] for name in weights.keys() - own.keys()}
@@ -133,15 +139,16 @@ def _origin(config: dict[str, Any], weights: Stored) -> dict[str, Any]:
     return {"config": config, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}}
 
 
-def _vocabulary(found: Found, tokenizer: Path | None, *places: Path) -> Tokenizer | None:
-    """``tokenizer``, or the first that there is in ``places``; it has to fit the model."""
+def _vocabulary(found: Found | None, tokenizer: Path | None, *places: Path) -> Tokenizer | None:
+    """``tokenizer``, or the first that there is in ``places``; it has to fit the model ``found``, if there is one."""
     path = tokenizer or next((place / TOKENIZER for place in places if (place / TOKENIZER).is_file()), None)
     if path is None:
         return None
     vocabulary = load_tokenizer(path)
     if told := told_losses(vocabulary):
         print(f"{path}: {told}", file=sys.stderr, flush=True)
-    require_fit(vocabulary, found.model.config.vocabulary_size, str(path))
+    if found is not None:
+        require_fit(vocabulary, found.model.config.vocabulary_size, str(path))
     return vocabulary
 
 

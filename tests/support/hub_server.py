@@ -1,9 +1,10 @@
-"""A Hugging Face hub on the loopback: what `huggingface_hub` asks when it fetches a model, from memory.
+"""A Hugging Face hub on the loopback: what `huggingface_hub` asks when it fetches or uploads a model, in memory.
 
 Written by the library's requests, which a test prints with HF_DEBUG=1; the hub's own API is documented at
 https://huggingface.co/docs/hub/api.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -28,6 +29,11 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     """Method and path of each request, in the order of their coming."""
     gated: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
+    token: str = "hf_right"
+    """The one token that may write."""
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """Large files, by their SHA-256."""
 
     def commit(self, name: str) -> str:
         """The hash of what ``name`` holds now."""
@@ -87,6 +93,71 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            content = b""
+            while size := int(self.rfile.readline(), 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self.path.split("?")[0]
+        if path == "/api/validate-yaml":
+            self._answer_json({"errors": [], "warnings": []})
+        elif self.command == "PUT":
+            # By an address that was given out, which is the right to write there.
+            self.hub.stored[path.removeprefix("/store/")] = content
+            self._answer(200)
+        elif self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            self._answer(401)
+        elif path == "/api/repos/create":
+            self._create(json.loads(content))
+        elif asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(content)["files"]
+            ]
+            self._answer_json({"files": modes})
+        elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            objects = [
+                {**wanted, "actions": {"upload": {"href": f"{self.hub.url}/store/{wanted['oid']}"}}}
+                for wanted in json.loads(content)["objects"]
+            ]
+            self._answer_json({"transfer": "basic", "objects": objects})
+        elif asked := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self._commit(asked[1], [json.loads(line) for line in content.splitlines()])
+        else:
+            self._answer(404)
+
+    def do_PUT(self) -> None:
+        self.do_POST()
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        there = name in self.hub.models
+        if not there:
+            self.hub.models[name] = {}
+            if asked.get("visibility") == "private" or asked.get("private"):
+                self.hub.private.add(name)
+        content = json.dumps({"url": f"{self.hub.url}/{name}", "name": name}).encode()
+        self._answer(409 if there else 200, content, {"Content-Type": "application/json"})
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.hub.models[name][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.hub.models[name][value["path"]] = self.hub.stored[value["oid"]]
+        commit = self.hub.commit(name)
+        self._answer_json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
+
     def _found(self, name: str, revision: str) -> bool:
         if name in self.hub.gated:
             self._answer(403, headers={"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
@@ -104,7 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.models[name]
         if question == "revision":
             siblings = [{"rfilename": path} for path in files]
-            self._answer_json({"id": name, "modelId": name, "sha": self.hub.commit(name), "siblings": siblings})
+            about = {"id": name, "sha": self.hub.commit(name), "siblings": siblings}
+            self._answer_json({**about, "private": name in self.hub.private})
         else:
             self._answer_json(
                 [
