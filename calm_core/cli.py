@@ -38,7 +38,11 @@ app = typer.Typer(
     add_completion=False,
 )
 
-ModelFolder = Annotated[Path, typer.Option("--model", help="A folder such as models/calm or models/transformer.")]
+# Text, since a path would lose the ./ that says that no name on the hub is meant.
+ModelName = Annotated[
+    str,
+    typer.Option("--model", help="A folder such as models/calm, or OWNER/NAME[@REVISION] on the Hugging Face hub."),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result on the same kind of device.")
 ]
@@ -148,7 +152,7 @@ def rehearse(
 
 @app.command()
 def generate(
-    model: ModelFolder,
+    model: ModelName,
     prompt: Annotated[str | None, typer.Option(help="Text to go on from; '' for the start of a document.")] = None,
     prompts: Annotated[
         Path | None,
@@ -197,7 +201,7 @@ def generate(
                         "temperature": temperature,
                         "sampler": sampler.value,
                         "seed": seed,
-                        "model": str(model),
+                        "model": model,
                         "device": language_model.device.type,
                     }
                     typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
@@ -240,7 +244,7 @@ def demo(
 
 @app.command()
 def evaluate(
-    model: ModelFolder,
+    model: ModelName,
     corpus: Annotated[
         str,
         typer.Option(
@@ -274,7 +278,7 @@ def evaluate(
     from calm_core.runtime.precision import set_threads
 
     set_threads("auto")
-    folder = output or Path("results/evaluations") / f"{_slug(str(model))}-{_slug(corpus)}"
+    folder = output or Path("results/evaluations") / f"{_slug(model)}-{_slug(corpus)}"
     settings = Settings(samples, tokens, context, every, seed)
     language_model = load_language_model(model, choose_device(device.value, "--device"))
     results = evaluate_corpus(language_model, corpus, folder, settings, text_field)
@@ -292,14 +296,23 @@ def evaluate(
 
 @app.command("import-checkpoint")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Folder of the reference implementation: config.json and weights.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of the reference implementation, with config.json and weights, or OWNER/NAME on the hub."
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="Folder or OWNER/NAME of a language model's autoencoder, unless it is in the same file."),
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json; by default the source's, if any.")] = None,
 ) -> None:
     """Convert a checkpoint of the reference implementation; the kind is told from its weights."""
     from calm_core.reference.importing import import_checkpoint
 
-    kind = import_checkpoint(source, destination, tokenizer)
+    kind = import_checkpoint(source, destination, tokenizer, autoencoder)
     missing = "" if (destination / "tokenizer.json").is_file() else "; it has no tokenizer, see --tokenizer"
     typer.echo(f"{destination}: {kind}{missing}")
 
@@ -314,6 +327,28 @@ def export(
 
     export_checkpoint(source, destination)
     typer.echo(f"{destination}: written")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, such as models/calm.")],
+    name: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="For its owner's eyes alone.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be uploaded, and upload nothing.")
+    ] = False,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub, where `--model OWNER/NAME` finds it."""
+    from calm_core.inference.publishing import publication, sizes
+    from calm_core.inference.publishing import publish as upload
+
+    contents = publication(folder, name)
+    for path, size in sorted(sizes(contents).items()):
+        typer.echo(f"{size:>15,} bytes  {path}")
+    if dry_run:
+        typer.echo(f"nothing was uploaded; without --dry-run these go to {name}")
+    else:
+        typer.echo(upload(contents, name, private))
 
 
 def main() -> None:

@@ -1,18 +1,23 @@
-"""Stage model_cards: descriptions and results of the models -> README.md in each model's folder."""
+"""Stage model_cards: descriptions and results of the models -> README.md in each model's folder.
+
+And tokenizer_config.json, by which transformers' AutoTokenizer reads the tokenizer of that folder.
+"""
 
 from pathlib import Path
 
 from calm_core.params import Params, with_transformer_steps
 from calm_core.report.model_card import render_model_card
 from calm_core.storage.atomic import write_text
-from calm_core.storage.json_io import read_json
+from calm_core.storage.json_io import read_json, write_json
 from calm_core.storage.model_folder import read_config
 from calm_core.storage.provenance import DESCRIPTION
+from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer
+from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config
 from stages.runner.run import run_stage
 
 
 def main(params: Params) -> None:
-    """Write the three cards."""
+    """Write the three cards, and what transformers reads beside each tokenizer."""
     params = with_transformer_steps(params, read_json(Path("data/transformer_steps.json"))["steps"])
     corpus = read_json(Path("data/tokens") / DESCRIPTION)
     results = {"autoencoder": read_json(Path("results/autoencoder.json")), **read_json(Path("results/brierlm.json"))}
@@ -23,8 +28,12 @@ def main(params: Params) -> None:
     ):
         folder = Path("models") / kind
         # A stage of its own: a card has results of the evaluation, which comes after the models are written.
-        card = render_model_card(kind, read_config(folder), corpus, section.model_dump(), results[kind])
+        config = read_config(folder)
+        card = render_model_card(kind, config, corpus, section.model_dump(), results[kind])
         write_text(folder / "README.md", card)
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        about = tokenizer_config(tokenizer, config["context_tokens"], config.get("opening") or ())
+        write_json(folder / TOKENIZER_CONFIG, about)
 
 
 if __name__ == "__main__":

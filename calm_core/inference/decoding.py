@@ -61,20 +61,20 @@ class Prompts(NamedTuple):
     padding: Tensor
 
 
-def align_prompts(prompts: list[list[int]], patch_size: int, end_of_text: int, opening: Sequence[int] = ()) -> Prompts:
+def align_prompts(prompts: list[list[int]], patch_size: int, filler: int, opening: Sequence[int] = ()) -> Prompts:
     """Prompts of any lengths, 0 included, as one batch on the CPU; the last token of each ends the last patch.
 
-    Before each stand the last 1 to K of the K tokens of ``opening``. Without one, end-of-text tokens fill a first patch
-    that the prompt leaves open, and stand there alone if it is empty.
+    Before each stand the last 1 to K of the K tokens of ``opening``. Without one, ``filler`` tokens, such as the end of
+    a text, fill a first patch that the prompt leaves open, and stand there alone if it is empty.
     """
     least = 1 if opening else 0
     lengths = [max(1, -(-(len(prompt) + least) // patch_size)) for prompt in prompts]
     width = max(lengths) * patch_size
     rows = []
     for prompt, length in zip(prompts, lengths, strict=True):
-        before = (opening or [end_of_text] * patch_size)[patch_size - length * patch_size + len(prompt) :]
+        before = (opening or [filler] * patch_size)[patch_size - length * patch_size + len(prompt) :]
         # Padding on the left: the next patch then stands at the same place in every row.
-        rows.append([end_of_text] * (width - length * patch_size) + [*before, *prompt])
+        rows.append([filler] * (width - length * patch_size) + [*before, *prompt])
     return Prompts(torch.tensor(rows), torch.tensor([max(lengths) - length for length in lengths]))
 
 

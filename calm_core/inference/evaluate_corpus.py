@@ -26,6 +26,7 @@ from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
 from calm_core.tokens.batch_encoding import EncodedDocuments, encode_documents
 from calm_core.tokens.blocks import EvaluationBlocks
+from calm_core.tokens.document_marks import end_of_text_marks
 from calm_core.tokens.round_trip import told_changes
 from calm_core.tokens.shards import TokenStream, TokenWriter
 
@@ -166,7 +167,9 @@ def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: P
     writer = TokenWriter(folder, "evaluated", language_model.model.config.vocabulary_size)
     beginnings: list[str] = []
     with progress("tokenise", None, "documents") as advance:
-        encoded = _told(language_model, encode_documents(language_model.tokenizer, texts))
+        encoded = _told(
+            language_model, encode_documents(language_model.tokenizer, texts, language_model.document_marks)
+        )
         for text, token_ids in (document for batch in encoded for document in batch.documents()):
             writer.write(token_ids)
             beginnings.append(" ".join(text[: 2 * BEGINNING].split())[:BEGINNING])
@@ -191,4 +194,6 @@ def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:
         language_model.tokenizer.save(own.name)
         if sha256(Path(own.name)) != sha256(folder / "tokenizer.json"):
             raise CalmError(f"{folder} was made by another tokenizer than the model's; evaluate on its text instead")
+    if language_model.document_marks != end_of_text_marks(language_model.tokenizer):
+        raise CalmError(f"{folder} has an end-of-text token after each document, the model none; evaluate on its text")
     return TokenStream(folder, "test")

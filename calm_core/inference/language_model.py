@@ -1,7 +1,7 @@
 """A trained model as others use it: one call loads its folder, methods continue text (docs/api.md)."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,9 @@ from calm_core.errors import CalmError
 from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
-from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
+from calm_core.storage.hub import local_folder
+from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, load_model, read_config
+from calm_core.tokens.document_marks import DocumentMarks, end_of_text_marks, post_processor_marks
 from calm_core.tokens.tokenizer import TOKENIZER, encode_texts, end_of_text_id, load_tokenizer, require_fit
 from calm_core.transformer.model import Transformer
 
@@ -50,11 +52,18 @@ class LanguageModel:
     context_tokens: int
     opening: tuple[int, ...] = ()
     """Token ids of a patch that stand before each prompt, the end of another document; none in an imported model."""
+    marks: DocumentMarks | None = None
+    """What stands around each document that the model reads; None for an end-of-text token after it."""
 
     @property
     def patch_size(self) -> int:
         """Tokens a step: K of a CALM, 1 of a Transformer."""
         return self.model.config.patch_size if isinstance(self.model, Calm) else 1
+
+    @property
+    def document_marks(self) -> DocumentMarks:
+        """What stands around each document that the model reads."""
+        return self.marks or end_of_text_marks(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +78,8 @@ class LanguageModel:
         Of a prompt longer than the context its end is read, see ``read_part``.
 
         The text is a function of the arguments and of the kind of device, whose generator draws the samples; ``batch``
-        numbers the batches of a longer list of prompts. A text ends before its end-of-text token, which is left out.
+        numbers the batches of a longer list of prompts. A text ends before its end-of-text token, which is left out, or
+        before the token that begins the next document, where the model was trained with one.
 
         Raises:
             CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], or a prompt holds an
@@ -77,9 +87,12 @@ class LanguageModel:
         """
         self._require_possible(prompts, tokens, sampling)
         draws = generator(seed, "generate", batch, device=self.device)
-        end_of_text = end_of_text_id(self.tokenizer)
+        end_of_text, marks = end_of_text_id(self.tokenizer), self.document_marks
+        ends = {end_of_text, *marks.before[:1], *marks.after[:1]}
+        # A model that saw no end of text knows nothing of that token, whose embedding is as it was initialised.
+        filler = marks.before[0] if marks.before else end_of_text
         read = [self.read_part(prompt) for prompt in prompts]
-        on_cpu = align_prompts(read, self.patch_size, end_of_text, self.opening)
+        on_cpu = align_prompts(read, self.patch_size, filler, self.opening)
         aligned = Prompts(*(part.to(self.device) for part in on_cpu))
         if isinstance(self.model, Transformer):
             steps = transformer_steps(self.model, aligned, sampling, draws)
@@ -91,7 +104,7 @@ class LanguageModel:
             rows = zip(continuations, *(column.tolist() for column in columns), strict=True)
             for continuation, token_ids, used, finished in rows:
                 if continuation.finish_reason is None:
-                    _extend(continuation, token_ids, tokens, end_of_text)
+                    _extend(continuation, token_ids, tokens, ends)
                     continuation.draws += used
                     continuation.inexact_steps += not finished
                     continuation.exact &= finished and step.exact
@@ -129,8 +142,8 @@ class LanguageModel:
         return prompt[-max(self.patch_size, self.context_tokens - self.patch_size) :]
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of ``text``, without special tokens."""
-        return list(encode_texts(self.tokenizer, [text])[0].ids)
+        """The token ids of ``text`` as a prompt: the start of a document, with what stands before one, if anything."""
+        return [*self.document_marks.before, *encode_texts(self.tokenizer, [text])[0].ids]
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of ``token_ids``."""
@@ -150,12 +163,14 @@ class LanguageModel:
 def load_language_model(folder: str | Path, device: DeviceName | torch.device = "cpu") -> LanguageModel:
     """The CALM or the Transformer in ``folder``, such as models/calm, on ``device``; "auto" is the best that there is.
 
+    ``folder`` may also be OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, see ``storage.hub``.
+
     Raises:
-        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer; there
-            is no such device.
+        CalmError: the folder is missing, incomplete or damaged, holds no language model, or has no tokenizer; the hub
+            does not give the model; there is no such device.
     """
     place = device if isinstance(device, torch.device) else choose_device(device, "device")
-    folder = Path(folder)
+    folder = local_folder(folder)
     config = read_config(folder)
     kind = config["kind"]
     model: Calm | Transformer
@@ -177,9 +192,18 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
     require_fit(tokenizer, model.config.vocabulary_size, str(folder / TOKENIZER))
     _require_tokens_of_autoencoder(tokenizer, folder)
     opening = _opening(folder, config.get("opening"), model)
+    marks = _document_marks(folder, config.get("document_marks"), tokenizer)
     if autoencoder is not None:
         autoencoder.to(place)
-    return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"], opening)
+    return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"], opening, marks)
+
+
+def _document_marks(folder: Path, named: Any, tokenizer: Tokenizer) -> DocumentMarks | None:
+    if named is None:
+        return None
+    if named != POST_PROCESSOR:
+        raise CalmError(f"{folder}/config.json is damaged: document_marks is {named!r}, not {POST_PROCESSOR!r}")
+    return post_processor_marks(tokenizer)
 
 
 def _opening(folder: Path, opening: Any, model: Calm | Transformer) -> tuple[int, ...]:
@@ -202,9 +226,9 @@ def _require_tokens_of_autoencoder(tokenizer: Tokenizer, folder: Path) -> None:
         raise CalmError(f"{own} has other tokens than {inner}; copy the one that the model was trained with over both")
 
 
-def _extend(continuation: Continuation, token_ids: list[int], tokens: int, end_of_text: int) -> None:
+def _extend(continuation: Continuation, token_ids: list[int], tokens: int, ends: Set[int]) -> None:
     for token_id in token_ids:
-        if token_id == end_of_text:
+        if token_id in ends:
             continuation.finish_reason = "end_of_text"
             return
         continuation.token_ids.append(token_id)

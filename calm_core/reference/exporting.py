@@ -1,15 +1,16 @@
-"""A model of this project as the reference implementation saves its own."""
+"""A model of this project as the reference implementation saves its own, a Transformer as a Llama (``llama``)."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
 from calm_core.errors import CalmError
+from calm_core.reference.llama import export_llama
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
     DTYPES,
@@ -19,7 +20,8 @@ from calm_core.reference.names import (
     reference_names,
 )
 from calm_core.reference.settings import FIXED
-from calm_core.reference.untrusted_weights import Weights, read_mapping
+from calm_core.reference.streamed_weights import StreamedTensor, write_weights
+from calm_core.reference.untrusted_weights import PIECE, read_mapping
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model, read_config, require_new_folder
@@ -28,12 +30,18 @@ from calm_core.storage.model_folder import load_model, read_config, require_new_
 def export_checkpoint(source: Path, destination: Path) -> None:
     """Write the model in the folder ``source`` as the reference implementation saves its own, into a new folder.
 
+    A Transformer becomes a LlamaForCausalLM of the transformers library.
+
     Raises:
-        CalmError: ``destination`` exists, or ``source`` holds no autoencoder or CALM that the reference has.
+        CalmError: ``destination`` exists, or ``source`` holds no model, or a CALM that the reference has not.
     """
     require_new_folder(destination)
     kind = read_config(source)["kind"]
-    weights: Weights = {}
+    if kind == "transformer":
+        with whole_directory(destination) as folder:
+            export_llama(source, folder, _origin(source / ORIGIN))
+        return
+    weights: dict[str, Tensor] = {}
     shape: dict[str, Any]
     if kind == "autoencoder":
         alone = load_model(Autoencoder, source)
@@ -48,18 +56,24 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         weights = _named(model) | {AUTOENCODER_PREFIX + name: w for name, w in _named(autoencoder).items()}
         shape = calm_keys(model.config)
     else:
-        raise CalmError(f"{source} is of kind {kind!r}; the reference implementation saves autoencoders and CALMs")
+        raise CalmError(f"{source} is of kind {kind!r}; an autoencoder, a CALM or a Transformer is needed")
     origin = _origin(source / ORIGIN)
+    types = {name: weight.dtype for name, weight in weights.items()}
     for name, dtype in origin["dtypes"].items():
         if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
             raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
-        # Back to the dtype it was imported from; an import made it float32 without loss, bar float64.
-        weights[name] = weights[name].to(DTYPES[dtype])
+        # Back to the dtype it was imported from; it became float32 without loss, bar float64.
+        types[name] = DTYPES[dtype]
     with whole_directory(destination) as folder:
         # A model that was imported gets its own config.json back, with the keys that mean nothing here; sizes come from
         # the model.
         write_json(folder / "config.json", {**(origin["config"] or FIXED), **shape})
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        # A piece at a time: the model is in memory once, and what has two names is written twice.
+        streamed = {
+            name: StreamedTensor(types[name], weights[name].shape, partial(weights[name].flatten().split, PIECE))
+            for name in sorted(weights)
+        }
+        write_weights(streamed, folder / "model.safetensors", metadata={"format": "pt"})
         if (source / "tokenizer.json").is_file():
             shutil.copy(source / "tokenizer.json", folder)
 
@@ -71,8 +85,7 @@ def _origin(path: Path) -> dict[str, Any]:
     return origin
 
 
-def _named(model: nn.Module) -> Weights:
-    """All tensors of ``model`` under the reference's names, second copies as tensors of their own."""
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of ``model`` under the reference's names, second copies as the same tensor."""
     own = model.state_dict()
-    # Clones, since safetensors refuses tensors that share memory.
-    return {theirs: own[name].clone() for name, group in reference_names(model).items() for theirs in group}
+    return {theirs: own[name] for name, group in reference_names(model).items() for theirs in group}

@@ -74,6 +74,9 @@ EMBEDDING, OUTPUT_MATRIX = "encoder.embed_tokens.weight", "decoder.lm_head_weigh
 AUTOENCODER_PREFIX = "ae_model."
 """Before the names of the frozen autoencoder in a language model's file."""
 
+LANGUAGE_MODEL_PREFIXES = ("transformer.", "embed_proj.", "generative_head.", "mlp_generator.")
+"""What names of a language model's own tensors begin with."""
+
 
 def reference_names(model: nn.Module) -> dict[str, list[str]]:
     """Our weights' names -> theirs, of an Autoencoder or a Calm; the first counts, the others hold the same tensor.

@@ -43,18 +43,24 @@ _METRICS = {
 """Of results that go into the model index: the metric's identifier and name there."""
 
 _LOADING = {
-    "autoencoder": """from pathlib import Path
-
-from calm_core.autoencoder.model import Autoencoder
+    "autoencoder": """from calm_core.autoencoder.model import Autoencoder
+from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import load_model
 
-autoencoder = load_model(Autoencoder, Path("models/autoencoder"))""",
+autoencoder = load_model(Autoencoder, local_folder("models/autoencoder"))""",
     "calm": """from calm_core.inference.language_model import load_language_model
 
 model = load_language_model("models/calm")
 print(model.generate(["The bucket"], tokens=32, temperature=0.5, seed=0))""",
 }
 _LOADING["transformer"] = _LOADING["calm"].replace("models/calm", "models/transformer")
+
+_MEASURED = {
+    "autoencoder": "at the end of its training (stage `train_autoencoder`, results/autoencoder.json)",
+    "calm": "after the training (stages `evaluate_calm` and `evaluate_brierlm`, results/brierlm.json)",
+    "transformer": "after the training (stages `evaluate_transformer` and `evaluate_brierlm`, results/brierlm.json)",
+}
+"""Where the results come from."""
 
 
 def render_model_card(
@@ -89,6 +95,7 @@ def render_model_card(
         "```python",
         _LOADING[kind],
         "```",
+        "In place of the folder a name on the Hugging Face hub, OWNER/NAME, does as well.",
         "",
         "## Data",
         f"{_text(corpus['source'])}; licence: {_text(corpus['licence'])}.",
@@ -96,6 +103,9 @@ def render_model_card(
         f"{train['tokens']:,} tokens; {split} split: {held_out['tokens']:,} tokens.",
         "",
         f"## Results, {split} split",
+        f"Measured by the pipeline itself {_MEASURED[kind]}, on documents that it kept apart from the training split;",
+        "nobody else has measured them. BrierLM is the paper's likelihood-free score, 0 to 100, higher is better.",
+        "",
         *_table({key: value for key, value in results.items() if not _is_table(value)}),
         "",
         "## Shape",

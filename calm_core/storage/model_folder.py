@@ -1,8 +1,9 @@
 """Models as folders that describe themselves.
 
 config.json holds the kind of model, the context it was trained with, what stands before a prompt, and its shape;
-model.safetensors the float32 weights; tokenizer.json the tokenizer. A CALM carries its frozen autoencoder in a folder
-inside its own. The model card, README.md, is written later in the pipeline (``report.model_card``).
+model.safetensors the weights, float32 or the 16 bits that an imported model came with; tokenizer.json the tokenizer. A
+CALM carries its frozen autoencoder in a folder inside its own. The model card, README.md, is written later in the
+pipeline (``report.model_card``).
 """
 
 import json
@@ -26,6 +27,10 @@ Model = TypeVar("Model", bound=nn.Module)
 AUTOENCODER = "autoencoder"
 """The folder of a CALM's autoencoder inside the CALM's own."""
 
+POST_PROCESSOR = "post_processor"
+"""The value of ``document_marks`` in the config.json of an imported model: its documents are marked by the tokenizer's
+own post-processor, say a BOS before each. Where the key is absent, an end-of-text token follows each document."""
+
 
 def save_model(
     model: nn.Module,
@@ -39,13 +44,26 @@ def save_model(
     ``context_tokens`` is the context that a language model was trained with, ``opening`` the token ids of a patch that
     stand before its prompts (``tokens.openings``).
     """
+    save_description(model, tokenizer, folder, context_tokens, opening)
+    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
+    save_tensors(weights, folder / "model.safetensors")
+
+
+def save_description(
+    model: nn.Module,
+    tokenizer: Tokenizer | None,
+    folder: Path,
+    context_tokens: int | None = None,
+    opening: Sequence[int] | None = None,
+    document_marks: str | None = None,
+) -> None:
+    """Write what ``save_model`` writes, bar the weights; ``document_marks`` is ``POST_PROCESSOR`` or None."""
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     kind = type(model).__name__.lower()
     about = {"kind": kind, "context_tokens": context_tokens, "opening": None if opening is None else list(opening)}
-    write_json(folder / "config.json", {**about, **asdict(config)})
-    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
-    save_tensors(weights, folder / "model.safetensors")
+    marks = {} if document_marks is None else {"document_marks": document_marks}
+    write_json(folder / "config.json", {**about, **marks, **asdict(config)})
     if tokenizer is not None:
         # tokenizer.save is not atomic by itself.
         with scratch_folder(folder) as scratch:
@@ -81,7 +99,8 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
     if values.pop("kind") != kind:
         raise CalmError(f"{folder} holds no model of kind {kind!r}; see its config.json")
     del values["context_tokens"]
-    values.pop("opening", None)  # folders of earlier versions have none
+    for key in ("opening", "document_marks"):  # folders of earlier versions have none
+        values.pop(key, None)
     weights = load_tensors(
         folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"
     )

@@ -174,17 +174,27 @@ def _require_librarys(error: BaseException) -> None:
         raise error
 
 
-def _appended(tokenizer: Tokenizer) -> int | None:
-    """Id of the one token that the tokenizer's own template puts after a text, as those of BERT and T5 do."""
+def template_ids(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of the special tokens that the tokenizer's own template puts before a text and after it."""
     if tokenizer.post_processor is None:
-        return None
+        return (), ()
     try:
         encoding = tokenizer.encode("a")
     except BaseException as error:  # a vocabulary without that letter, a template without its tokens
         _require_librarys(error)
-        return None
+        return (), ()
     # The mask is 1 for what the template put there.
-    return int(encoding.ids[-1]) if encoding.special_tokens_mask[-2:] == [0, 1] else None
+    mask = encoding.special_tokens_mask
+    if 0 not in mask:
+        return (), ()
+    first, end = mask.index(0), len(mask) - mask[::-1].index(0)
+    return tuple(encoding.ids[:first]), tuple(encoding.ids[end:])
+
+
+def _appended(tokenizer: Tokenizer) -> int | None:
+    """Id of the one token that the tokenizer's own template puts after a text, as those of BERT and T5 do."""
+    _, after = template_ids(tokenizer)
+    return after[0] if len(after) == 1 else None
 
 
 def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
@@ -198,8 +208,11 @@ def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
         chosen = next((name for name in _names_beside(tokenizer, path) if name in known), None)
         if chosen and named[:1] != [chosen]:
             # Saved with the tokenizer, as BERT's own template is, it lasts where the files beside it are left behind.
-            ends = [(chosen, tokenizer.token_to_id(chosen))]
-            tokenizer.post_processor = processors.TemplateProcessing(["$A", chosen], special_tokens=ends)
+            # What the template has before a text, a BOS, stays there.
+            names = [tokenizer.id_to_token(token_id) or "" for token_id in template_ids(tokenizer)[0]]
+            before = [name for name in names if _is_template_name(name)]
+            marks = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys([*before, chosen])]
+            tokenizer.post_processor = processors.TemplateProcessing([*before, "$A", chosen], special_tokens=marks)
     try:
         token_id = end_of_text_id(tokenizer)
     except CalmError as error:
@@ -217,8 +230,12 @@ def _names_beside(tokenizer: Tokenizer, path: Path) -> list[str]:
         token.get("content") if isinstance(token, dict) else token,
         tokenizer.id_to_token(token_id) if type(token_id) is int and 0 <= token_id < LARGEST_VOCABULARY else None,
     ]
-    # The library's templates have no way to write the others.
-    return [name for name in names if isinstance(name, str) and ":" not in name and not name.startswith("$")]
+    return [name for name in names if isinstance(name, str) and _is_template_name(name)]
+
+
+def _is_template_name(name: str) -> bool:
+    """Whether the library's templates have a way to write ``name``."""
+    return bool(name) and ":" not in name and not name.startswith("$")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -216,7 +216,11 @@ def test_checkpoints_come_and_go(capsys: pytest.CaptureFixture[str], tmp_path: P
         ("evaluate --model models/calm --corpus text.jsonl --context 3000", "too few for one block of 3000"),
         ("evaluate --model models/calm --corpus hf:a:b:c:d", "a dataset is named hf:NAME"),
         ("import-checkpoint nothing new", "nothing is no folder"),
-        ("export-checkpoint models/transformer new", "is of kind 'transformer'"),
+        ("export-checkpoint models/nothing new", "models/nothing is no folder"),
+        ("publish models/nothing someone/model --dry-run", "models/nothing is no folder"),
+        ("publish models/calm model --dry-run", "model is no name on the Hugging Face hub; OWNER/NAME is needed"),
+        ("publish models/calm someone/model@main", "someone/model@main is no name on the Hugging Face hub"),
+        ("publish models/calm someone/model --dry-run", "models/calm/README.md is missing, the card"),
         ("export-checkpoint models/calm text.jsonl", "text.jsonl exists"),
         ("preset nothing", "params.yaml is missing"),
         ("unheard-of", "No such command 'unheard-of'"),
@@ -240,8 +244,17 @@ assert not {"torch", "pydantic", "yaml"} & sys.modules.keys()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert result.returncode == 0, result.stderr
-    commands = ("check", "preset", "plan", "generate", "demo", "evaluate", "import-checkpoint", "export-checkpoint")
-    for command in commands:
+    for command in (
+        "check",
+        "preset",
+        "plan",
+        "generate",
+        "demo",
+        "evaluate",
+        "import-checkpoint",
+        "export-checkpoint",
+        "publish",
+    ):
         assert command in result.stdout
 
 

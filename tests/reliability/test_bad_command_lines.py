@@ -56,6 +56,12 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calm_core.runtime.precision.set_threads", lambda threads: None)
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word such as a/b may be a name on the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def run(*arguments: str) -> tuple[int, str, str]:
     """Status, standard output and standard error of `calm` with ``arguments``, within bounds of time and memory."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
@@ -140,7 +146,7 @@ OPTIONS = {
         "--device-flops": NUMBERS,
         "--json": None,
     },
-    "import-checkpoint": {"--tokenizer": PATHS},
+    "import-checkpoint": {"--tokenizer": PATHS, "--autoencoder": PATHS},
     "export-checkpoint": {},
     "preset": {},
     "check": {},

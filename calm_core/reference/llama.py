@@ -1,0 +1,213 @@
+"""The Transformer as a Llama of the transformers library, and back: equal logits, the same weights.
+
+Notable:
+- the two are one architecture, but here the norms' epsilon is 1e-6, no projection has a bias and rotary embeddings are
+  not scaled; a Llama with anything else is refused, as are its relatives, whose tensors may have the same names;
+- a Llama that ties its output matrix to its embedding gets two equal matrices here, which training would part.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from calm_core.errors import CalmError
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.reference.names import DTYPES, ORIGIN
+from calm_core.reference.settings import FIXED, number, rope_theta, unbuilt
+from calm_core.storage.atomic import whole_directory
+from calm_core.storage.json_io import write_json
+from calm_core.storage.model_folder import load_model, read_config, save_model
+from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, require_fit
+from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, opening_of, tokenizer_config, with_opening
+from calm_core.transformer.model import Transformer, TransformerConfig
+
+ARCHITECTURE = "LlamaForCausalLM"
+
+EMBEDDING, OUTPUT_MATRIX = "model.embed_tokens.weight", "lm_head.weight"
+
+_NAMES = (
+    (r"^embedding\.", "model.embed_tokens."),
+    (r"^output\.", "lm_head."),
+    (r"^backbone\.", "model."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.mlp_norm\.", ".post_attention_layernorm."),
+    (r"\.attention\.query\.", ".self_attn.q_proj."),
+    (r"\.attention\.key\.", ".self_attn.k_proj."),
+    (r"\.attention\.value\.", ".self_attn.v_proj."),
+    (r"\.attention\.output\.", ".self_attn.o_proj."),
+    (r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj."),
+)
+"""Our names -> Llama's, patterns applied in order."""
+
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Tensors that old checkpoints hold though config.json tells them."""
+
+
+def export_llama(source: Path, folder: Path, origin: dict[str, Any]) -> None:
+    """Write the Transformer in the folder ``source`` as a Llama into ``folder``, which is there and empty.
+
+    ``origin`` tells config and dtypes of the checkpoint that it was imported from, if it was.
+    """
+    model, own = load_model(Transformer, source), read_config(source)
+    opening, context = own.get("opening") or (), own["context_tokens"]
+    weights = {_llama_name(name): weight for name, weight in model.state_dict().items()}
+    for name, dtype in origin["dtypes"].items():
+        if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
+            raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
+        weights[name] = weights[name].to(DTYPES[dtype])
+    tokenizer = load_tokenizer(source / TOKENIZER) if (source / TOKENIZER).is_file() else None
+    config = _llama_config(model.config, context, opening, tokenizer)
+    config["dtype"] = str(weights[EMBEDDING].dtype).removeprefix("torch.")
+    write_json(folder / "config.json", {**origin["config"], **config})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        with_opening(tokenizer, opening).save(str(folder / TOKENIZER))
+        write_json(folder / TOKENIZER_CONFIG, tokenizer_config(tokenizer, context, opening))
+
+
+def is_llama(weights: Collection[str]) -> bool:
+    """Whether tensors of the names ``weights`` are those of a Llama or one of its relatives."""
+    return EMBEDDING in weights
+
+
+def import_llama(
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    source: Path,
+    destination: Path,
+) -> str:
+    """Write the Llama of ``config`` and ``weights``, read from ``source``, as a Transformer; returns what it is.
+
+    Raises:
+        CalmError: it is no Llama, has what no Transformer here has, lacks tensors or has others, or has another
+            vocabulary than ``tokenizer``.
+    """
+    model = build_transformer(config, weights, str(source))
+    if tokenizer is not None:
+        require_fit(tokenizer, model.config.vocabulary_size, f"the tokenizer of {source}")
+    opening = None if tokenizer is None else opening_of(tokenizer)
+    context = max(1, int(number(config, "max_position_embeddings", 2048, str(source))))
+    dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in _given(config, weights).items()}
+    with whole_directory(destination) as folder:
+        save_model(model, tokenizer, folder, context, opening)
+        others = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
+        write_json(folder / ORIGIN, {"config": config, "dtypes": others})
+    return "Transformer, from a Llama"
+
+
+def build_transformer(config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> Transformer:
+    """The Transformer that ``weights`` make, in Llama's names; ``config`` is its config.json, which has to agree."""
+    wrong = unbuilt(config)
+    for key, allowed in (("model_type", ("llama",)), ("architectures", ([ARCHITECTURE],))):
+        if config.get(key) is not None and config[key] not in allowed:
+            wrong.append(f"{key} is {config[key]!r}, allowed is {allowed[0]!r}")
+    sizes = {key: _size(config, key, wrong) for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    layers, heads = _size(config, "num_hidden_layers", wrong), _size(config, "num_attention_heads", wrong)
+    # Null or absent, as in the oldest checkpoints, it is the number of heads.
+    shared = config.get("num_key_value_heads") is not None
+    key_value_heads = _size(config, "num_key_value_heads", wrong) if shared else heads
+    if config.get("head_dim") not in (None, sizes["hidden_size"] // heads):
+        wrong.append(f"head_dim is {config['head_dim']!r}, here it is always hidden_size / num_attention_heads")
+    if wrong:
+        raise CalmError(f"{source} is refused: config.json: {'; '.join(wrong)}")
+    try:
+        shape = TransformerConfig(
+            sizes["vocab_size"],
+            BackboneConfig(
+                sizes["hidden_size"],
+                sizes["intermediate_size"],
+                layers,
+                heads,
+                key_value_heads,
+                rope_theta(config, source),
+            ),
+        )
+    except ValueError as error:  # heads that do not share the features evenly
+        raise CalmError(f"{source} is refused: config.json: {error}") from None
+    # Before a model of the sizes that a file merely claims is built.
+    if f"model.layers.{layers}.input_layernorm.weight" in weights or len(weights) < layers:
+        raise CalmError(f"{source} is refused: num_hidden_layers is {layers}, the weights have another number")
+    embedding, claimed = list(weights[EMBEDDING].shape), [sizes["vocab_size"], sizes["hidden_size"]]
+    if embedding != claimed:
+        raise CalmError(f"{source} is refused: wrong shapes: {EMBEDDING} {embedding} instead of {claimed}")
+    with torch.device("meta"):
+        model = Transformer(shape)
+    return _filled(model, config, weights, source)
+
+
+def _filled(model: Transformer, config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> Transformer:
+    own, given = model.state_dict(), _given(config, weights)
+    named = {_llama_name(name): name for name in own}
+    problems = {
+        "lacks": sorted(named.keys() - given.keys()),
+        "has unknown": sorted(given.keys() - named.keys()),
+        "wrong shapes:": [
+            f"{theirs} {list(given[theirs].shape)} instead of {list(own[ours].shape)}"
+            for theirs, ours in named.items()
+            if theirs in given and given[theirs].shape != own[ours].shape
+        ],
+        f"neither of {', '.join(DTYPES)}:": sorted(n for n, w in given.items() if w.dtype not in DTYPES.values()),
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{problem} {', '.join(names)}" for problem, names in problems.items() if names)
+        raise CalmError(f"{source} is refused: {told}")
+    # Copies, so that the two matrices of a tied one are two.
+    copies = {ours: given[theirs].to(torch.float32, copy=True) for theirs, ours in named.items()}
+    model.load_state_dict(copies, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _given(config: dict[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that count, with the output matrix, which is the embedding where ``config`` ties the two."""
+    given = {name: weight for name, weight in weights.items() if not _DERIVED.fullmatch(name)}
+    if config.get("tie_word_embeddings") is True:
+        # Whether the file repeats it or not: it is what such a Llama computes with.
+        given[OUTPUT_MATRIX] = given[EMBEDDING]
+    return given
+
+
+def _llama_name(name: str) -> str:
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _llama_config(
+    shape: TransformerConfig, context: int | None, opening: Any, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    backbone = shape.backbone
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "vocab_size": shape.vocabulary_size,
+        "hidden_size": backbone.hidden_size,
+        "intermediate_size": backbone.intermediate_size,
+        "num_hidden_layers": backbone.layers,
+        "num_attention_heads": backbone.heads,
+        "num_key_value_heads": backbone.key_value_heads,
+        "head_dim": backbone.hidden_size // backbone.heads,
+        "max_position_embeddings": context or 2048,
+        # Where version 4 of transformers reads it and version 5 reads it too.
+        "rope_theta": backbone.rope_theta,
+        **FIXED,
+        "tie_word_embeddings": False,
+        "attention_dropout": 0.0,
+        # Llama's defaults are ids 1 and 2, whatever those are here: null says that there is none.
+        "bos_token_id": opening[0] if len(opening) == 1 else None,
+        "eos_token_id": None if tokenizer is None else end_of_text_id(tokenizer),
+    }
+
+
+def _size(config: dict[str, Any], key: str, wrong: list[str]) -> int:
+    value = config.get(key)
+    if type(value) is int and 0 < value < 1 << 32:
+        return value
+    wrong.append(f"{key} is {value!r}, a positive whole number is needed")
+    return 1
