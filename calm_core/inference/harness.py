@@ -54,8 +54,8 @@ def harness_model(name: str | Path, device: DeviceName = "cpu", seed: int = 0) -
             return [log_likelihood(language_model, *pair) for pair in pairs]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            texts = [language_model.encode(request.args[0]) for request in requests]
-            return [log_likelihood(language_model, [], text)[0] for text in texts]
+            pairs = [encoded_pair(language_model, "", request.args[0]) for request in requests]
+            return [log_likelihood(language_model, *pair)[0] for pair in pairs]
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             asked = [request.args for request in requests]
