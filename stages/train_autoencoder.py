@@ -58,8 +58,9 @@ def _take_given(params: Params, places: Places) -> None:
         if not processes.is_first:
             return
         _write(load_model(Autoencoder, given).to(processes.device), params, places)
-    with whole_directory(places.results / "training/autoencoder"):
-        pass  # an output of the stage all the same: no training, no curve
+    with whole_directory(places.results / "training/autoencoder") as curves:
+        # An output of the stage all the same: without points, but no empty folder, which DVC would not restore.
+        write_json(curves / "metrics.json", {})
     print(f"the autoencoder is that of {params.calm.initial}; it is not trained")
 
 

@@ -189,6 +189,7 @@ def test_real_stages_go_on_from_a_model(
         "tokenizer": {"path": "imported/tokenizer.json", "vocabulary_size": 300},
         "autoencoder": SMALL["autoencoder"],
         "calm": {**SMALL["calm"], "initial": "imported", "head": "energy", "head_blocks": 1, "noise_size": 6},
+        "transformer": {"steps": 100},
         "evaluation": {"beside": []},
     }
     (tmp_path / "presets").mkdir()
