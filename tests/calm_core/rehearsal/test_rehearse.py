@@ -17,8 +17,8 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.cli import main
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.rehearsal.stand_in import stand_in_tokenizer
 from calm_core.storage.model_folder import save_model
-from calm_core.tokens.tokenizer import train_tokenizer
 from tests import ROOT
 
 STAGE = """
@@ -179,7 +179,7 @@ def test_real_stages_go_on_from_a_model(
     monkeypatch.chdir(tmp_path)
     for path in ("params.yaml", "calm_core", "stages", "dvc.yaml"):
         (tmp_path / path).symlink_to(ROOT / path)
-    tokenizer = train_tokenizer(["one two three"] * 9, 300)
+    tokenizer = stand_in_tokenizer(["one two three"] * 9, 300)
     coder = AutoencoderConfig(300, 4, 16, 24, 8)
     model = Calm(CalmConfig(300, 4, 8, BackboneConfig(32, 48, 1, 4, 4), EnergyHeadConfig(1, 6)))
     for part, folder in ((model, tmp_path / "imported"), (Autoencoder(coder), tmp_path / "imported/autoencoder")):
