@@ -220,8 +220,12 @@ def generate(
 @app.command()
 def demo(
     model: Annotated[
-        list[Path] | None,
-        typer.Option("--model", help="A model's folder, once for each; by default models/calm and models/transformer."),
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="A model's folder or OWNER/NAME on the hub, once for each; by default models/calm and "
+            "models/transformer.",
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the loopback; 0 for any free one.")] = 8000,
     device: OnDevice = Device.auto,
@@ -238,7 +242,8 @@ def demo(
     listener = listen(port)  # before the models are loaded, which takes longer
     set_threads("auto")
     place = choose_device(device.value, "--device")
-    models = {single_line(str(folder)): load_language_model(folder, place) for folder in model or DEFAULT_MODELS}
+    names = model or [str(folder) for folder in DEFAULT_MODELS]
+    models = {single_line(name): load_language_model(name, place) for name in names}
     serve(models, listener, lambda address: typer.echo(f"{address}  (Ctrl-C ends it)"))
 
 

@@ -179,8 +179,9 @@ class AutoencoderParams(TrainingParams):
 
 
 class LanguageModelParams(TrainingParams):
-    """The backbone and the batches of a language model."""
+    """The backbone and the batches of a language model, and the folder of the one that its training goes on from."""
 
+    initial: str
     hidden_size: Width
     intermediate_size: Width
     layers: Layers
@@ -258,6 +259,11 @@ class CalmParams(LanguageModelParams):
     def needs_autoencoder(self) -> bool:
         """Whether the head has latents, whose autoencoder has to be trained before."""
         return self.head != "tokens"
+
+    @property
+    def has_given_autoencoder(self) -> bool:
+        """Whether the autoencoder is that of the model in ``initial``, and not trained in the run."""
+        return bool(self.initial) and self.needs_autoencoder
 
     @model_validator(mode="after")
     def _a_token_head_has_no_latents(self) -> Self:
@@ -343,6 +349,15 @@ class Params(Section):
         if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
             raise ValueError(
                 f"evaluation.seeds has {repeated[0]} twice, or it is the run's own seed; repetitions need others"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _models_beside_have_an_autoencoder_of_the_run(self) -> Self:
+        if self.calm.initial and self.evaluation.beside:
+            raise ValueError(
+                f"calm.initial is {_shown(self.calm.initial, repr)} but evaluation.beside {self.evaluation.beside}, "
+                "whose CALMs are trained from the beginning; set evaluation.beside to []"
             )
         return self
 

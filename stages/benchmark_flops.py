@@ -56,10 +56,12 @@ def _run(params: Params, shapes: RunShapes) -> dict[str, Any]:
     analytic, counted = shapes.analytic_flops(), shapes.counted_flops()
     run: dict[str, Any] = {}
     for name, section in sections.items():
-        tokens = section.training_tokens
+        # The autoencoder of calm.initial was trained elsewhere.
+        trained = name != "autoencoder" or not params.calm.has_given_autoencoder
+        tokens = section.training_tokens if trained else 0
         run[name] = {
             **_row(getattr(analytic, name), tokens),
-            "steps": section.steps,
+            "steps": section.steps if trained else 0,
             "training_tokens": tokens,
             "counted_training_flops": getattr(counted, name).training_per_token * tokens,
             "measured_inference_flops_per_token": getattr(counted, name).inference_per_token,

@@ -21,15 +21,18 @@ def main(params: Params) -> None:
     params = with_transformer_steps(params, read_json(Path("data/transformer_steps.json"))["steps"])
     corpus = read_json(Path("data/tokens") / DESCRIPTION)
     results = {"autoencoder": read_json(Path("results/autoencoder.json")), **read_json(Path("results/brierlm.json"))}
+    autoencoder = (
+        {"initial": params.calm.initial} if params.calm.has_given_autoencoder else params.autoencoder.model_dump()
+    )
     for kind, section in (
-        ("autoencoder", params.autoencoder),
-        ("calm", params.calm),
-        ("transformer", params.transformer),
+        ("autoencoder", autoencoder),
+        ("calm", params.calm.model_dump()),
+        ("transformer", params.transformer.model_dump()),
     ):
         folder = Path("models") / kind
         # A stage of its own: a card has results of the evaluation, which comes after the models are written.
         config = read_config(folder)
-        card = render_model_card(kind, config, corpus, section.model_dump(), results[kind])
+        card = render_model_card(kind, config, corpus, section, results[kind])
         write_text(folder / "README.md", card)
         tokenizer = load_tokenizer(folder / TOKENIZER)
         about = tokenizer_config(tokenizer, config["context_tokens"], config.get("opening") or ())

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.folder import load_calm
+from calm_core.calm.model import Calm
 from calm_core.calm.training import checkpoint_steps, train_calm
+from calm_core.errors import CalmError
 from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.params import Params
@@ -12,6 +15,8 @@ from calm_core.storage.provenance import require_intact, require_latents_of, req
 from calm_core.tokens.openings import commonest_document_end
 from calm_core.tokens.shards import TokenStream
 from calm_core.tokens.tokenizer import load_tokenizer
+from calm_core.training.initial import require_agreement, require_unchanged
+from stages.runner.initial import INITIAL, initial_folder
 from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
@@ -23,6 +28,7 @@ def main(params: Params, places: Places = RUN) -> Measured:
     """Train and write, the frozen autoencoder beside the model; with a token head its folder is empty."""
     decoded = params.calm.needs_autoencoder
     encoded = decoded and params.calm.latents == "encoded"
+    started = initial_folder("calm", params)
     trained, model_folder = places.autoencoder, places.models / "calm"
     # What BrierLM is compared with along the training is measured of the run's own CALM alone.
     kept = checkpoint_steps(params.calm) if places.preset is None else frozenset()
@@ -34,13 +40,17 @@ def main(params: Params, places: Places = RUN) -> Measured:
         if encoded:
             require_intact(places.latents)
             require_latents_of(places.latents, trained, TOKENS)
+        if started is not None:
+            require_agreement("calm", params, started, TOKENS / "tokenizer.json")
+            require_unchanged(started, INITIAL / "calm.json")
 
     with training_session(places.stage("train_calm"), params, places.results / "training/calm", verify) as session:
         tokens, autoencoder = TokenStream(TOKENS, "train"), load_model(Autoencoder, trained)
         online = OnlineLatents(tokens, autoencoder, params.runtime.precision)
         latents = LatentCorpus(places.latents) if encoded else online
         run = session.keeping(kept, params.calm.context_tokens)
-        model = train_calm(params, tokens, latents, autoencoder, run)
+        initial = None if started is None else _initial(started, autoencoder, trained)
+        model = train_calm(params, tokens, latents, autoencoder, run, initial)
     if not session.run.is_first:
         return {}
     if kept:
@@ -56,6 +66,17 @@ def main(params: Params, places: Places = RUN) -> Measured:
     else:
         (model_folder / AUTOENCODER).mkdir(exist_ok=True)  # dvc.yaml names it as an output, whatever the head
     return session.finish(params.calm.training_tokens)
+
+
+def _initial(folder: Path, autoencoder: Autoencoder, trained: Path) -> Calm:
+    """The CALM to go on from; raises CalmError unless ``autoencoder``, from ``trained``, is the one of its latents."""
+    model, own = load_calm(folder)
+    if own is not None:
+        weights = autoencoder.state_dict()
+        same = own.config == autoencoder.config
+        if not (same and all(weight.equal(weights[name]) for name, weight in own.state_dict().items())):
+            raise CalmError(f"{trained} is not the autoencoder in {folder}; run `dvc repro --force train_autoencoder`")
+    return model
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Stage train_transformer: tokens -> models/transformer, the baseline, and checkpoints of its training."""
 
-from functools import partial
 from pathlib import Path
 
 from calm_core.params import Params, with_transformer_steps
 from calm_core.storage.json_io import read_json
-from calm_core.storage.model_folder import save_model
+from calm_core.storage.model_folder import load_model, save_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
 from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
+from calm_core.training.initial import require_agreement, require_unchanged
+from calm_core.transformer.model import Transformer
 from calm_core.transformer.training import checkpoint_steps, train_transformer
+from stages.runner.initial import INITIAL, initial_folder
 from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
@@ -22,9 +24,18 @@ def main(params: Params, places: Places = RUN) -> Measured:
     params = with_transformer_steps(params, read_json(STEPS)["steps"])
     context = params.transformer.context_tokens
     stage, curves = places.stage("train_transformer"), places.results / "training/transformer"
-    with training_session(stage, params, curves, partial(require_intact, TOKENS)) as session:
+    started = initial_folder("transformer", params)
+
+    def verify() -> None:
+        require_intact(TOKENS)
+        if started is not None:
+            require_agreement("transformer", params, started, TOKENS / "tokenizer.json")
+            require_unchanged(started, INITIAL / "transformer.json")
+
+    with training_session(stage, params, curves, verify) as session:
         run = session.keeping(checkpoint_steps(params.transformer), context)
-        model = train_transformer(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), run)
+        initial = None if started is None else load_model(Transformer, started)
+        model = train_transformer(params, TokenStream(TOKENS, "train"), vocabulary_size(TOKENS), run, initial)
     if not session.run.is_first:
         return {}
     session.write_kept(places.models / "transformer_checkpoints")

@@ -34,7 +34,8 @@ def whole_blocks(section: CalmParams, tokens: TokenStream, patches: int, patch_s
 class TokenHeadObjective:
     """Sequences of the training split ``tokens``, each with the patch that follows it, and their cross entropy.
 
-    ``stage`` keys the draws, with ``seed``.
+    ``stage`` keys the draws, with ``seed``. ``initial`` becomes the trained model itself; without it that is a fresh
+    one of shape ``config``.
 
     Raises:
         CalmError: the split is shorter than one context and the patch that follows it.
@@ -42,12 +43,23 @@ class TokenHeadObjective:
 
     name = "calm"
 
-    def __init__(self, section: CalmParams, config: CalmConfig, tokens: TokenStream, seed: int, stage: str) -> None:
+    def __init__(
+        self,
+        section: CalmParams,
+        config: CalmConfig,
+        tokens: TokenStream,
+        seed: int,
+        stage: str,
+        initial: Calm | None = None,
+    ) -> None:
         self._tokens, self._seed, self._stage, self._patch_size = tokens, seed, stage, config.patch_size
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
         self._blocks = whole_blocks(section, tokens, len(tokens) // config.patch_size, config.patch_size)
-        self.model = Calm(config)
-        self.model.initialise(generator(seed, stage, "weights"))
+        if initial is None:
+            self.model = Calm(config)
+            self.model.initialise(generator(seed, stage, "weights"))
+        else:
+            self.model = initial.requires_grad_(True)
 
     def batch(self, step: int, rows: range, device: torch.device = CPU) -> Tensor:
         """Token ids of sequences of P patches and one more, [rows, P + 1, K] int64."""

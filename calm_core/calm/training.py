@@ -74,7 +74,7 @@ class CalmObjective:
     """Sequences of the encoded training split, and the head's loss of each next patch.
 
     ``tokens`` and ``latents``, encoded before or online, are those of the split. ``autoencoder`` is frozen and on the
-    device of the training.
+    device of the training. ``initial`` becomes the trained model itself; without it that is a fresh one.
 
     Raises:
         CalmError: the split is shorter than one context and the patch that follows it.
@@ -89,6 +89,7 @@ class CalmObjective:
         latents: LatentCorpus | OnlineLatents,
         autoencoder: Autoencoder,
         seed: int,
+        initial: Calm | None = None,
     ) -> None:
         self._section, self._tokens, self._latents, self._seed = section, tokens, latents, seed
         # Not a submodule of the model: it is neither trained, sharded nor saved with it.
@@ -96,8 +97,11 @@ class CalmObjective:
         self._patch_size = autoencoder.config.patch_size
         self._context = section.context_tokens // self._patch_size
         self._blocks = whole_blocks(section, tokens, len(latents), self._patch_size)
-        self.model = Calm(calm_config(section, autoencoder.config))
-        self.model.initialise(generator(seed, STAGE, "weights"))
+        if initial is None:
+            self.model = Calm(calm_config(section, autoencoder.config))
+            self.model.initialise(generator(seed, STAGE, "weights"))
+        else:
+            self.model = initial.requires_grad_(True)
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
 
     def batch(self, step: int, rows: range, device: torch.device = CPU) -> SequenceBatch:
@@ -146,21 +150,22 @@ def train_calm(
     latents: LatentCorpus | OnlineLatents,
     autoencoder: Autoencoder,
     run: Run | None = None,
+    initial: Calm | None = None,
 ) -> Calm:
-    """Train a CALM on the training split; errors as ``CalmObjective`` and ``train``.
+    """Train a CALM on the training split, ``initial`` itself if it is given; errors as ``CalmObjective`` and ``train``.
 
     ``autoencoder`` is moved to the device of the training; a token head takes the patch size from it and no more. A
-    training that resumes does not hand models before its checkpoint to ``run.keep`` again.
+    training that resumes has the weights of its checkpoint, whatever it began with, and does not hand models before
+    that to ``run.keep`` again.
     """
     run = run or Run()
     if not params.calm.needs_autoencoder:
         config = calm_config(params.calm, autoencoder.config)
-        return train(
-            TokenHeadObjective(params.calm, config, tokens, params.seed, STAGE), params.calm, params.runtime, run
-        )
+        of_tokens = TokenHeadObjective(params.calm, config, tokens, params.seed, STAGE, initial)
+        return train(of_tokens, params.calm, params.runtime, run)
     # In place, since the objective's space is a method of this very module.
     autoencoder.to(run.processes.device)
-    objective = CalmObjective(params.calm, tokens, latents, autoencoder, params.seed)
+    objective = CalmObjective(params.calm, tokens, latents, autoencoder, params.seed, initial)
     return train(objective, params.calm, params.runtime, run)
 
 

@@ -67,6 +67,11 @@ def corpus_digest(params: Params, folder: Path) -> dict[str, Any]:
     return told | {"tokenizer_sha256": digests[-1] if tokenizer else None}
 
 
+def file_digests(files: Sequence[Path], folder: Path) -> list[str]:
+    """SHA-256 of each of ``files`` in hexadecimal; record and errors as of ``corpus_digest``."""
+    return _hashed(files, folder / RECORD)[1]
+
+
 def _hashed(paths: Sequence[Path], record: Path) -> tuple[list[int], list[str]]:
     """Size and SHA-256 of each of ``paths``, read only where ``record`` does not know it as it is now."""
     known, now = _read_record(record), time.time_ns()
@@ -99,7 +104,7 @@ def _hash_all(paths: Sequence[Path]) -> list[str]:
     # Hashing leaves Python's lock alone. A disk gives no more to more threads than some.
     with (
         ThreadPoolExecutor(min(4, available_processors())) as pool,
-        progress("reading the text", len(paths), "files") as advance,
+        progress("hashing what params.yaml names", len(paths), "files") as advance,
     ):
         digests = []
         for digest in pool.map(_sha256, paths):

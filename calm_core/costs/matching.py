@@ -11,12 +11,13 @@ from calm_core.params import Params, with_transformer_steps
 def matched_steps(params: Params) -> int:
     """The whole number of steps at which the Transformer's training FLOPs come closest to CALM's and the autoencoder's.
 
-    A token head has no autoencoder. Whatever transformer.steps is. It may be 0, where one step already takes more than
-    twice as much.
+    A token head has no autoencoder, and one that came with calm.initial is not trained here: what is counted is the
+    run's own training. Whatever transformer.steps is. It may be 0, where one step already takes more than twice as
+    much.
     """
     flops = run_shapes(params).analytic_flops()
     budget = flops.calm.training_per_token * params.calm.training_tokens
-    if params.calm.needs_autoencoder:
+    if params.calm.needs_autoencoder and not params.calm.has_given_autoencoder:
         budget += flops.autoencoder.training_per_token * params.autoencoder.training_tokens
     return round(budget / (flops.transformer.training_per_token * params.transformer.step_tokens))
 

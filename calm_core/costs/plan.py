@@ -157,14 +157,15 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
     # device's share of a step.
     patches = max(1, params.autoencoder.batch_patches // devices)
 
-    def model_plan(run: _Training) -> ModelPlan:
+    def model_plan(run: _Training, trained: bool = True) -> ModelPlan:
         of_one = _memory(run, precision)
         memory = of_one.model_copy(update={"activations_bytes": run.batch * of_one.activations_bytes})
         micro_batch = max(1, run.rows // (devices * params.runtime.gradient_accumulation))
-        training_flops = run.flops.training_per_token * run.section.training_tokens
+        training_tokens = run.section.training_tokens if trained else 0
+        training_flops = run.flops.training_per_token * training_tokens
         return ModelPlan(
             parameters=run.flops.parameters,
-            training_tokens=run.section.training_tokens,
+            training_tokens=training_tokens,
             training_flops=training_flops,
             inference_flops_per_token=run.flops.inference_per_token,
             training_hours=training_flops / (devices * device_flops * utilisation) / 3600,
@@ -182,7 +183,7 @@ def plan(params: Params, devices: int, device_flops: float, utilisation: float) 
             utilisation=utilisation,
             precision=precision,
             autoencoder_patches=patches,
-            autoencoder=model_plan(_autoencoder_training(params, patches)),
+            autoencoder=model_plan(_autoencoder_training(params, patches), not params.calm.has_given_autoencoder),
             calm=model_plan(_calm_training(params)),
             transformer=model_plan(_transformer_training(params)),
             corpus=_corpus_plan(params),

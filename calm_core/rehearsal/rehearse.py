@@ -162,9 +162,20 @@ def _prepare(params: Params, steps: int, folder: Path) -> Shrunk:
         note = (
             f"tokenizer: a stand-in of {size:,} entries, trained on that text and filled up with unused ones{missing}"
         )
-    shrunk = shrink(params, steps, len(texts), tokenizer)
+    shrunk = shrink(_with_models_from_here(params), steps, len(texts), tokenizer)
     (folder / "params.yaml").write_text(yaml_text(shrunk.params.model_dump()), encoding="utf-8")
     return shrunk._replace(notes=[*shrunk.notes, *([note] if note else [])])
+
+
+def _with_models_from_here(params: Params) -> Params:
+    """``params`` whose models to go on from are named by absolute paths: the rehearsal's folder is another one."""
+    named = {name: getattr(params, name) for name in ("calm", "transformer")}
+    absolute = {
+        name: section.model_copy(update={"initial": str(Path(section.initial).expanduser().absolute())})
+        for name, section in named.items()
+        if section.initial
+    }
+    return params.model_copy(update=absolute)
 
 
 def _sliver(characters: int) -> list[str]:
@@ -184,6 +195,8 @@ def _figures(stage: str, full: Params, rehearsed: Params, folder: Path) -> dict[
     if section is None:
         return {}
     timing = read_json(folder / "results/timings.json")[stage]
+    if "step_seconds" not in timing:  # an autoencoder that came with calm.initial
+        return {}
     small, whole = getattr(rehearsed, section), getattr(full, section)
     rate = small.training_tokens / small.steps / timing["step_seconds"]
     return {

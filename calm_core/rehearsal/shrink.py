@@ -92,6 +92,8 @@ def shrink(params: Params, steps: int, documents: int, tokenizer: str) -> Shrunk
     small = parse_params(values, "params of the rehearsal")
     notes = [f"corpus: {documents:,} documents of botocore's"]
     for section, batch in batches.items():
+        if section == "autoencoder" and params.calm.has_given_autoencoder:
+            continue
         now, whole, ((key, count),) = getattr(small, section), getattr(params, section), batch.items()
         notes.append(
             f"{section}: {now.steps:,} steps of {whole.steps:,}, each of {count:,} instead of {getattr(whole, key):,} "

@@ -179,9 +179,14 @@ def training_curves(curves: dict[str, dict[str, pl.DataFrame]]) -> str:
     with plt.rc_context(STYLE):
         columns = 3 if has_latents else 2
         figure, panels = plt.subplots(2, columns, figsize=(3.5 * columns, 5.4), layout="constrained")
-        _line(panels[0, 0], autoencoder["cross_entropy"], NEUTRAL, "Autoencoder: cross entropy", ylabel="nats a token")
-        panels[0, 0].set_yscale("log")
-        _line(panels[0, 1], autoencoder["kl"], NEUTRAL, "Autoencoder: clipped KL", ylabel="nats a patch")
+        if autoencoder:
+            entropy, divergence = autoencoder["cross_entropy"], autoencoder["kl"]
+            _line(panels[0, 0], entropy, NEUTRAL, "Autoencoder: cross entropy", ylabel="nats a token")
+            panels[0, 0].set_yscale("log")
+            _line(panels[0, 1], divergence, NEUTRAL, "Autoencoder: clipped KL", ylabel="nats a patch")
+        else:  # that of calm.initial, which is not trained
+            for axes in panels[0, :2]:
+                axes.set_axis_off()
         of_transformer = panels[0, 2] if has_latents else panels[1, 1]
         _line(of_transformer, transformer["loss"], TRANSFORMER, "Transformer: cross entropy", ylabel="nats a token")
         if has_latents:

@@ -5,6 +5,7 @@ results stand as a model index.
 """
 
 import html
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -69,8 +70,9 @@ def render_model_card(
     """The card of a model of ``kind``.
 
     ``config`` is its config.json, ``corpus`` the description of the tokens, ``params`` the section it was trained
-    with, ``results`` a mapping of measured figures; lists are printed as intervals, and tables are left out. ``split``
-    among them names what they were measured on; an autoencoder's, which name none, are of the test split.
+    with (``initial`` alone, the CALM's, of an autoencoder that came with a CALM and was not trained), ``results`` a
+    mapping of measured figures; lists are printed as intervals, and tables are left out. ``split`` among them names
+    what they were measured on; an autoencoder's, which name none, are of the test split.
     """
     split = results.get("split", "test")
     about = _ABOUT_TOKEN_HEAD if kind == "calm" and config["head"]["kind"] == "tokens" else _ABOUT[kind]
@@ -112,11 +114,23 @@ def render_model_card(
         *_table(_flat({key: value for key, value in config.items() if key != "kind" and value is not None})),
         "",
         "## Training",
-        *_table(params),
+        *_training(kind, params),
         "",
         "A model of this size writes text that is neither true nor safe to act on; it is here to be measured.",
     ]
     return str(ModelCard("\n".join(lines) + "\n"))
+
+
+def _training(kind: str, params: dict[str, Any]) -> list[str]:
+    # The name of the folder alone: what lies above it is of one machine.
+    initial = _text(Path(params.get("initial") or "").name)
+    settings = _table({key: value for key, value in params.items() if key != "initial"})
+    if not initial:
+        return settings
+    if kind == "autoencoder":
+        return [f"None here: it came with the CALM `{initial}`, and is as it was there."]
+    told = f"Not from the beginning: it went on from `{initial}`. Data, steps and compute are of that part alone."
+    return [told, "", *settings]
 
 
 def _evaluations(kind: str, source: str, split: str, results: dict[str, Any]) -> list[EvalResult]:

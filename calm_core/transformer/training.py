@@ -28,13 +28,22 @@ def transformer_config(section: LanguageModelParams, vocabulary_size: int) -> Tr
 class TransformerObjective:
     """Blocks of the training split ``tokens``, each with the token that follows it, and next-token cross entropy.
 
+    ``initial`` becomes the trained model itself; without it that is a fresh one of ``vocabulary_size``.
+
     Raises:
         CalmError: the split is shorter than one context and the token that follows it.
     """
 
     name = "transformer"
 
-    def __init__(self, section: TransformerParams, tokens: TokenStream, vocabulary_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        section: TransformerParams,
+        tokens: TokenStream,
+        vocabulary_size: int,
+        seed: int,
+        initial: Transformer | None = None,
+    ) -> None:
         self._tokens, self._seed = tokens, seed
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
         # The last token of a block needs the one after it as its target.
@@ -44,8 +53,11 @@ class TransformerObjective:
                 f"the training split has {len(tokens)} tokens, fewer than transformer.context_tokens "
                 f"{self.tokens_per_row} and one more; use more text or a shorter context"
             )
-        self.model = Transformer(transformer_config(section, vocabulary_size))
-        self.model.initialise(generator(seed, STAGE, "weights"))
+        if initial is None:
+            self.model = Transformer(transformer_config(section, vocabulary_size))
+            self.model.initialise(generator(seed, STAGE, "weights"))
+        else:
+            self.model = initial.requires_grad_(True)
 
     def batch(self, step: int, rows: range, device: torch.device = CPU) -> Tensor:
         """Token ids [rows, context + 1] int64: inputs, and one step later targets."""
@@ -67,12 +79,21 @@ class TransformerObjective:
         return batch_indices(step, self.rows, self._blocks, self._seed, STAGE) * self.tokens_per_row
 
 
-def train_transformer(params: Params, tokens: TokenStream, vocabulary_size: int, run: Run | None = None) -> Transformer:
-    """Train a Transformer on the training split ``tokens``; errors as ``TransformerObjective`` and ``train``.
+def train_transformer(
+    params: Params,
+    tokens: TokenStream,
+    vocabulary_size: int,
+    run: Run | None = None,
+    initial: Transformer | None = None,
+) -> Transformer:
+    """Train a Transformer on the training split ``tokens``, ``initial`` itself if it is given.
 
-    A training that resumes does not hand models before its checkpoint to ``run.keep`` again.
+    Errors as ``TransformerObjective`` and ``train``.
+
+    A training that resumes has the weights of its checkpoint, whatever it began with, and does not hand models before
+    that to ``run.keep`` again.
     """
-    objective = TransformerObjective(params.transformer, tokens, vocabulary_size, params.seed)
+    objective = TransformerObjective(params.transformer, tokens, vocabulary_size, params.seed, initial)
     return train(objective, params.transformer, params.runtime, run)
 
 

@@ -128,6 +128,20 @@ def test_the_presets_beside_a_run_fit_it(monkeypatch: pytest.MonkeyPatch) -> Non
         assert list(sections_beside(params)) == params.evaluation.beside
 
 
+def test_a_calm_that_goes_on_has_none_beside_it(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    values["calm"].update(initial="folder")
+    with pytest.raises(
+        CalmError, match=r"calm.initial is 'folder' but evaluation.beside \['paper-objective'\], .* to \[\]"
+    ):
+        parse_params(values)
+    values["evaluation"].update(beside=[])
+    assert not parse_params(values).calm.has_given_autoencoder  # a token head has none
+    values["calm"].update(head="energy")
+    assert parse_params(values).calm.has_given_autoencoder
+    values["calm"].update(initial="")
+    assert not parse_params(values).calm.has_given_autoencoder
+
+
 def test_the_papers_objective_is_said_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What params.yaml says of another head, of its shape or its optimiser, is not the energy's."""
     monkeypatch.chdir(ROOT)

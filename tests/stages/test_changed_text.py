@@ -98,5 +98,7 @@ def test_an_experiment_in_a_copy_has_the_text(project: Path, tmp_path: Path) -> 
 def test_tokenise_follows_what_always_runs() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert [name for name, stage in stages.items() if stage.get("always_changed")] == sorted(ALWAYS_RUN)
-    (digest,) = (next(iter(out)) for out in stages["digest_corpus"]["outs"])
-    assert digest in stages["tokenise"]["deps"]
+    text, models = (next(iter(out)) for out in stages["digest_corpus"]["outs"])
+    assert text in stages["tokenise"]["deps"]
+    for model in ("autoencoder", "calm", "transformer"):
+        assert f"{models}/{model}.json" in stages[f"train_{model}"]["deps"]

@@ -19,7 +19,8 @@ REPETITIONS = {name: stage for name, stage in MADE_MANY_OF.items() if name not i
 REFUSING = {"calm_core/errors.py", "calm_core/nn/__init__.py", "calm_core/nn/limits.py", "calm_core/params.py"}
 """Code that every stage imports and none but check_params has to declare: it stops a run or changes nothing of it."""
 
-SHARED = ("data/tokens", "data/groups.parquet", "data/transformer_steps.json")
+SHARED = ("data/tokens", "data/groups.parquet", "data/transformer_steps.json",
+          *(f"data/initial/{model}.json" for model in ("autoencoder", "calm", "transformer")))  # fmt: skip
 """What the stages of all seeds read."""
 
 

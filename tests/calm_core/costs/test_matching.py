@@ -34,6 +34,13 @@ def test_closed_form(values: dict[str, Any]) -> None:
     autoencoder = 3 * 2 * (encoder + decoder) * 8
     assert matched_steps(parse_params(values)) == round((70 * calm + 100 * autoencoder) / transformer)
 
+    # One that came with a model was not trained here.
+    values["calm"].update(initial="a folder")
+    values["evaluation"].update(beside=[])
+    given = parse_params(values)
+    assert matched_steps(given) == round(70 * calm / transformer)
+    assert plan(given, 1, 1e12, 0.5).autoencoder.training_flops == 0
+
     # A token head of width 3 needs no autoencoder.
     values["calm"].update(head="tokens", token_hidden_size=3, token_intermediate_size=7, token_layers=2)
     # From D to both tokens, from the two read last to each, from the first to the second.

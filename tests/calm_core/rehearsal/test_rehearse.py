@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.model import Calm, CalmConfig
 from calm_core.cli import main
+from calm_core.nn.backbone import BackboneConfig
+from calm_core.rehearsal.stand_in import stand_in_tokenizer
+from calm_core.storage.model_folder import save_model
 from tests import ROOT
 
 STAGE = """
@@ -163,3 +170,38 @@ def test_real_stages_at_one_layer(
     assert all(row["full_run_hours"] > 0 for stage, row in rows.items() if stage in trainings)
     assert ("report" in rows) == (name == "smoke")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_real_stages_go_on_from_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("params.yaml", "calm_core", "stages", "dvc.yaml"):
+        (tmp_path / path).symlink_to(ROOT / path)
+    tokenizer = stand_in_tokenizer(["one two three"] * 9, 300)
+    coder = AutoencoderConfig(300, 4, 16, 24, 8)
+    model = Calm(CalmConfig(300, 4, 8, BackboneConfig(32, 48, 1, 4, 4), EnergyHeadConfig(1, 6)))
+    for part, folder in ((model, tmp_path / "imported"), (Autoencoder(coder), tmp_path / "imported/autoencoder")):
+        part.initialise(torch.Generator().manual_seed(1))
+        save_model(part, tokenizer, folder)
+    overlay: dict[str, Any] = {
+        "tokenizer": {"path": "imported/tokenizer.json", "vocabulary_size": 300},
+        "autoencoder": SMALL["autoencoder"],
+        "calm": {**SMALL["calm"], "initial": "imported", "head": "energy", "head_blocks": 1, "noise_size": 6},
+        "transformer": {"steps": 100},
+        "evaluation": {"beside": []},
+    }
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/small.yaml").write_text(yaml.safe_dump(overlay))
+    assert calm("rehearse", "--preset", "small", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["stage"]: row for row in told["stages"]}
+    # The autoencoder is measured and not trained.
+    assert rows["train_calm"]["full_run_hours"] == told["full_run_hours"] > 0
+    assert rows["train_autoencoder"]["full_run_hours"] is None
+    assert not [note for note in told["shrunk"] if note.startswith("autoencoder")]
+    overlay["calm"]["layers"] = 2
+    (tmp_path / "presets/small.yaml").write_text(yaml.safe_dump(overlay))
+    assert calm("rehearse", "--preset", "small") == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("`dvc exp run` -S calm.layers=1")

@@ -96,6 +96,21 @@ def test_a_card_says_which_head_a_calm_has() -> None:
     assert "`autoencoder/`" not in of_tokens
 
 
+def test_a_card_says_what_the_training_went_on_from() -> None:
+    params = {"initial": "/home/somebody/imported|", "steps": 2000}
+    for kind in ("calm", "transformer"):
+        text = render_model_card(kind, CONFIG, CORPUS, params, RESULTS)
+        assert "Not from the beginning: it went on from `imported&#124;`. Data, steps and compute" in text
+        assert rows(text)["steps"] == "2000"
+        fresh = render_model_card(kind, CONFIG, CORPUS, {**params, "initial": ""}, RESULTS)
+        assert "went on" not in fresh
+        assert "initial" not in rows(text) | rows(fresh)
+        assert "somebody" not in text
+    text = render_model_card("autoencoder", CONFIG, CORPUS, {"initial": "imported"}, {"token_accuracy": 0.5})
+    assert "None here: it came with the CALM `imported`, and is as it was there." in text
+    assert "steps" not in rows(text)
+
+
 @pytest.mark.parametrize("kind", TITLES)
 def test_code_that_loads_the_model_names_what_exists(kind: str) -> None:
     code = card(kind).split("```python\n")[1].split("```")[0]

@@ -163,6 +163,26 @@ def render(params: Params) -> str:
     return render_report(**report_arguments(params))
 
 
+def test_a_model_that_went_on_from_another_is_told(params: Params) -> None:
+    assert "not trained from the beginning" not in render(params)
+    calm = params.calm.model_copy(update={"head": "energy", "initial": "<imported>"})
+    went_on = params.model_copy(update={"calm": calm})
+    arguments = report_arguments(went_on)
+    arguments["curves"]["autoencoder"] = {}
+    page = render_report(**arguments)
+    told = (
+        "CALM was not trained from the beginning: it went on from &lt;imported&gt;, with its autoencoder as that was."
+    )
+    assert page.count("not trained from the beginning") == page.count(told) == 1
+    for text in (
+        "whose autoencoder was not trained; the Transformer",
+        "compute of CALM, which came to",
+        "1.000 times CALM",
+    ):
+        assert text in page
+    assert "both" not in page[page.index("<h2>FLOPs</h2>") : page.index("<h2>Sample text</h2>")]
+
+
 def test_everything_is_on_the_page_and_escaped(params: Params) -> None:
     page = render(params)
     for text in (

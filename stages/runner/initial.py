@@ -1,0 +1,38 @@
+"""The models that the user's trainings go on from: where they lie, and what stands for them in data/initial.
+
+DVC cannot know which files `calm.initial` and `transformer.initial` name, so the stage digest_corpus writes their
+hashes to data/initial/MODEL.json, upon which the trainings depend.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from calm_core.errors import CalmError
+from calm_core.params import Params
+from stages.runner.users_tree import users_tree
+
+Section = Literal["calm", "transformer"]
+SECTIONS: tuple[Section, ...] = ("calm", "transformer")
+
+INITIAL = Path("data/initial")
+"""By model, the hash of each of its files; none where the run trains it from the beginning."""
+
+_OWN = ("models/autoencoder", "models/calm", "models/transformer", "models/calm_checkpoints",
+        "models/transformer_checkpoints", "repeats", "beside")  # fmt: skip
+"""What a run writes, and DVC removes before."""
+
+
+def initial_folder(section: Section, params: Params) -> Path | None:
+    """The folder that ``section``.initial names, from the user's own tree; None where it names none.
+
+    Raises:
+        CalmError: the run would write over it.
+    """
+    name = getattr(params, section).initial
+    if not name:
+        return None
+    tree = users_tree()
+    folder = tree / Path(name).expanduser()
+    if own := next((own for own in _OWN if folder.resolve().is_relative_to((tree / own).resolve())), None):
+        raise CalmError(f"{section}.initial is {name}, but the run writes {own} anew; copy the model to another folder")
+    return folder

@@ -1,0 +1,194 @@
+"""A run that goes on from models of another: their weights are where it begins, their autoencoder stays as it is."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from calm_core.autoencoder.model import Autoencoder
+from calm_core.autoencoder.training import reconstruction
+from calm_core.errors import CalmError
+from calm_core.params import load_params
+from calm_core.report.page import read_curves
+from calm_core.storage.checksum import sha256
+from calm_core.storage.model_folder import load_model
+from calm_core.tokens.shards import TokenStream
+from stages import (
+    check_params,
+    digest_corpus,
+    encode_corpus,
+    match_compute,
+    tokenise,
+    train_autoencoder,
+    train_calm,
+    train_transformer,
+)
+from stages.runner.resume import folder_of
+from tests.reliability.support.stage_processes import make_project
+
+TRAININGS = (train_autoencoder, encode_corpus, train_calm, train_transformer)
+LATENT, TOKENS = "energy", "tokens"
+
+
+@pytest.fixture(scope="module", params=[LATENT, TOKENS])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose models lie in given/, and whose params go on from them, at a rate that moves nothing."""
+    folder = make_project(tmp_path_factory.mktemp("initial") / "project")
+    path = folder / "params.yaml"
+    values: dict[str, Any] = yaml.safe_load(path.read_text())
+    for section in ("autoencoder", "calm", "transformer"):
+        values[section].update(steps=3, warmup_steps=0)
+    values["calm"].update(head=request.param)
+    for section in ("calm", "transformer"):
+        values[section].update(checkpoints=3)
+    (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[:20_000])
+    path.write_text(yaml.safe_dump(values))
+    with contextlib.chdir(folder):
+        for stage in (check_params, digest_corpus, tokenise, match_compute, *TRAININGS):
+            stage.main(load_params())
+        (folder / "models").rename(folder / "given")
+        for made in ("data", "results", ".checkpoints"):
+            shutil.rmtree(folder / made)
+        values.update(seed=5)
+        for section in ("calm", "transformer"):
+            values[section].update(initial=f"given/{section}", weight_decay=0.0)
+            values[section].update(learning_rate=1e-38, embedding_learning_rate=1e-38, muon_learning_rate=1e-38)
+        values["tokenizer"].update(path="given/calm/tokenizer.json")
+        path.write_text(yaml.safe_dump(values))
+        for stage in (check_params, digest_corpus, tokenise, match_compute, *TRAININGS):
+            stage.main(load_params())
+    return folder
+
+
+@pytest.fixture()
+def project(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to change, in the current folder."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def of_latents(folder: Path) -> bool:
+    return load_params(folder / "params.yaml").calm.needs_autoencoder
+
+
+def change(path: Path) -> None:
+    """Another model of the same shape."""
+    weights = load_file(path)
+    save_file({name: weight + 0.5 for name, weight in weights.items()}, path)
+
+
+@pytest.mark.parametrize("model", ["calm", "transformer"])
+def test_weights_are_those_of_the_given_model(trained: Path, model: str) -> None:
+    before, after = (load_file(trained / part / model / "model.safetensors") for part in ("given", "models"))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        # The rates are too small for any weight but one of zero, which is of no size either.
+        assert torch.allclose(weight, after[name], rtol=0, atol=1e-30), name
+    assert load_params(trained / "params.yaml").seed == 5  # a fresh one would be another
+
+
+def test_an_autoencoder_of_latents_stays_and_is_measured(trained: Path) -> None:
+    own = trained / "models/autoencoder"
+    found = json.loads((trained / "results/autoencoder.json").read_text())
+    measured = reconstruction(load_model(Autoencoder, own), TokenStream(trained / "data/tokens", "test"), 5)
+    assert found == {**measured._asdict(), "parameters": found["parameters"]}
+    curves = trained / "results/training/autoencoder"
+    if of_latents(trained):
+        given = sha256(trained / "given/calm/autoencoder/model.safetensors")
+        assert sha256(own / "model.safetensors") == given
+        assert sha256(trained / "models/calm/autoencoder/model.safetensors") == given
+        assert [path.name for path in curves.iterdir()] == ["metrics.json"]
+        assert read_curves(curves.parent)["autoencoder"] == {}
+    else:  # nothing came with the model: trained as ever, under the seed of this run
+        assert sha256(own / "model.safetensors") != sha256(trained / "given/autoencoder/model.safetensors")
+        assert list(curves.rglob("*.tsv"))
+
+
+def test_what_stands_for_the_models_changes_with_them_alone(project: Path) -> None:
+    def told() -> dict[str, Any]:
+        digest_corpus.main(load_params())
+        return {path.stem: json.loads(path.read_text()) for path in sorted(Path("data/initial").iterdir())}
+
+    before, texts = told(), Path("data/corpus.json").read_bytes()
+    assert before["calm"]["model.safetensors"] == sha256(project / "given/calm/model.safetensors")
+    coder = before["autoencoder"].get("model.safetensors")
+    assert coder == (sha256(project / "given/calm/autoencoder/model.safetensors") if of_latents(project) else None)
+    change(project / "given/transformer/model.safetensors")
+    after = told()
+    assert {name for name in before if before[name] != after[name]} == {"transformer"}
+    change(project / "given/calm/model.safetensors")
+    (project / "given/calm/README.md").touch()
+    assert {name for name in before if after[name] != told()[name]} == {"calm"}
+    # Interrupted work is that of one model alone.
+    kept = folder_of("train_transformer", load_params())
+    change(project / "given/transformer/model.safetensors")
+    told()
+    assert folder_of("train_transformer", load_params()) != kept
+    assert Path("data/corpus.json").read_bytes() == texts
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    for section in ("calm", "transformer"):
+        values[section].update(initial="")
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    assert told() == {"autoencoder": {}, "calm": {}, "transformer": {}}
+
+
+def test_models_are_found_from_a_copy_of_the_tree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {path.name: path.read_bytes() for path in Path("data/initial").iterdir()}
+    copy = project / ".dvc/tmp/exps/tmpx"
+    copy.mkdir(parents=True)
+    shutil.copy("params.yaml", copy)
+    monkeypatch.chdir(copy)
+    digest_corpus.main(load_params())
+    assert {path.name: path.read_bytes() for path in Path("data/initial").iterdir()} == expected
+
+
+@pytest.mark.parametrize("stage", [train_calm, train_transformer, train_autoencoder])
+def test_a_model_that_changed_behind_the_digest_is_refused(project: Path, stage: Any) -> None:
+    model = stage.__name__.removeprefix("stages.train_")
+    if model == "autoencoder" and not of_latents(project):
+        return
+    change(project / {"autoencoder": "given/calm/autoencoder"}.get(model, f"given/{model}") / "model.safetensors")
+    with pytest.raises(CalmError, match=r"given/.*model\.safetensors has changed since the run began"):
+        stage.main(load_params())
+
+
+def test_another_autoencoder_than_the_models_is_refused(project: Path) -> None:
+    if not of_latents(project):
+        return
+    change(project / "given/calm/autoencoder/model.safetensors")
+    digest_corpus.main(load_params())
+    with pytest.raises(CalmError, match="models/autoencoder is not the autoencoder in .*given/calm; run `dvc repro"):
+        train_calm.main(load_params())
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        (
+            "missing",
+            r"calm\.initial: .*/missing holds no model; name a folder with config\.json and model\.safetensors",
+        ),
+        (
+            "models/calm",
+            r"calm\.initial is models/calm, but the run writes models/calm anew; copy the model to another",
+        ),
+        ("given/transformer", r"given/transformer holds a model of kind 'transformer'; name a calm's"),
+    ],
+)
+def test_a_folder_that_will_not_do_is_one_line_before_any_work(project: Path, folder: str, told: str) -> None:
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["calm"].update(initial=folder)
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    kept = Path("data/corpus.json").stat().st_mtime_ns
+    with pytest.raises(CalmError, match=told) as error:
+        digest_corpus.main(load_params())
+    assert "\n" not in str(error.value)
+    assert Path("data/corpus.json").stat().st_mtime_ns == kept
