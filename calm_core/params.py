@@ -179,7 +179,7 @@ class AutoencoderParams(TrainingParams):
 
 
 class LanguageModelParams(TrainingParams):
-    """The backbone and the batches of a language model, and the folder of the one that its training goes on from."""
+    """The backbone and the batches of a language model; ``initial`` names the one that its training goes on from."""
 
     initial: str
     hidden_size: Width

@@ -37,12 +37,12 @@ def _initial_files(params: Params) -> dict[str, dict[str, Path]]:
         folder = initial_folder(section, params)
         if folder is None:
             continue
-        # Here, before any work, and again in the trainings; imported for those alone who have such a model.
+        # Imported for those alone who have such a model.
         from calm_core.training.initial import AUTOENCODER, files_of, require_agreement
 
-        tokenizer = Path(params.tokenizer.path).expanduser() if params.tokenizer.path else None
+        tokenizer = Path(params.tokenizer.path) if params.tokenizer.path else None
         with in_users_tree():
-            require_agreement(section, params, folder, tokenizer)
+            require_agreement(section, params, folder, tokenizer)  # here, before any work, and again in the trainings
         models[section] = files_of(folder)
         if section == "calm" and params.calm.has_given_autoencoder:
             models["autoencoder"] = files_of(folder / AUTOENCODER)

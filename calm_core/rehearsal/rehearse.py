@@ -30,6 +30,7 @@ from calm_core.rehearsal.stand_in import stand_in_tokenizer
 from calm_core.storage.json_io import read_json
 from calm_core.storage.lock import acquire
 from calm_core.storage.yaml_io import yaml_text
+from calm_core.training.initial import named_folder
 
 WORKSPACE = Path(".checkpoints/rehearsal")
 """On the disk of the models; ignored by git and DVC, and removed at the end."""
@@ -171,7 +172,7 @@ def _with_models_from_here(params: Params) -> Params:
     """``params`` whose models to go on from are named by absolute paths: the rehearsal's folder is another one."""
     named = {name: getattr(params, name) for name in ("calm", "transformer")}
     absolute = {
-        name: section.model_copy(update={"initial": str(Path(section.initial).expanduser().absolute())})
+        name: section.model_copy(update={"initial": str(named_folder(section.initial).absolute())})
         for name, section in named.items()
         if section.initial
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from calm_core.storage.hub import NAME
+
 TITLES = {
     "autoencoder": "Autoencoder of CALM",
     "calm": "CALM, a continuous autoregressive language model",
@@ -122,8 +124,9 @@ def render_model_card(
 
 
 def _training(kind: str, params: dict[str, Any]) -> list[str]:
-    # The name of the folder alone: what lies above it is of one machine.
-    initial = _text(Path(params.get("initial") or "").name)
+    named = params.get("initial") or ""
+    # A name that may be the hub's as it is, but of a folder its own alone: what lies above it is of one machine.
+    initial = _text(named if NAME.fullmatch(named) else Path(named).name)
     settings = _table({key: value for key, value in params.items() if key != "initial"})
     if not initial:
         return settings

@@ -1,4 +1,4 @@
-"""The model that a training goes on from, where `calm.initial` or `transformer.initial` names its folder.
+"""The model that a training goes on from, where `calm.initial` or `transformer.initial` names one.
 
 Notable:
 - its sizes stand in params.yaml, as those of every run, since costs, plans and reports are computed from them: a model
@@ -8,6 +8,7 @@ Notable:
 - an autoencoder that came with a CALM stays as it is.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 from calm_core.errors import CalmError
 from calm_core.params import Params
 from calm_core.storage.checksum import sha256
+from calm_core.storage.hub import local_folder
 from calm_core.storage.json_io import read_json
 from calm_core.storage.provenance import TOKENIZER, WEIGHTS
 from calm_core.tokens.tokenizer import load_tokenizer, require_fit, vocabulary_size_of
@@ -47,6 +49,11 @@ HEAD_SIZES: Mapping[str, Mapping[str, str]] = {
     "flow": {"blocks": "head_blocks", "solver": "flow_solver", "steps": "flow_steps"},
 }
 """By kind of head, the field of its config and the key of section calm."""
+
+
+def named_folder(initial: str) -> Path:
+    """The folder that an ``initial`` of params.yaml names, here or on the hub; errors as of ``local_folder``."""
+    return local_folder(os.path.expanduser(initial))  # noqa: PTH111 - a path loses the ./ that rules the hub out
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -82,7 +89,9 @@ def require_agreement(section: Section, params: Params, folder: Path, tokenizer:
     settings = {key: value for key, value in sizes.items() if _value(values, key) != value}
     # As text they have the whole of it: vocabulary, merges, what ends a document.
     if tokenizer is None or load_tokenizer(tokenizer).to_str() != own.to_str():
-        settings["tokenizer.path"] = str(Path(named) / TOKENIZER)
+        # As params.yaml names the folder; one of the hub's models lies in a cache.
+        by_name = folder.parts[-len(Path(named).parts) :] == Path(named).parts
+        settings["tokenizer.path"] = str((Path(named) if by_name else folder) / TOKENIZER)
     if settings:
         told = " ".join(shlex.join(["-S", f"{key}={value}"]) for key, value in settings.items())
         raise CalmError(f"{section}.initial: {named} needs other params; set them or give `dvc exp run` {told}")

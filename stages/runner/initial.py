@@ -9,7 +9,7 @@ from typing import Literal
 
 from calm_core.errors import CalmError
 from calm_core.params import Params
-from stages.runner.users_tree import users_tree
+from stages.runner.users_tree import in_users_tree, users_tree
 
 Section = Literal["calm", "transformer"]
 SECTIONS: tuple[Section, ...] = ("calm", "transformer")
@@ -23,16 +23,23 @@ _OWN = ("models/autoencoder", "models/calm", "models/transformer", "models/calm_
 
 
 def initial_folder(section: Section, params: Params) -> Path | None:
-    """The folder that ``section``.initial names, from the user's own tree; None where it names none.
+    """The folder that ``section``.initial names, from the user's own tree or on the hub; None where it names none.
 
     Raises:
-        CalmError: the run would write over it.
+        CalmError: the name is neither, or cannot be fetched; the run would write over it.
     """
     name = getattr(params, section).initial
     if not name:
         return None
+    # Imported for those alone who have such a model: digest_corpus runs each time.
+    from calm_core.training.initial import named_folder
+
     tree = users_tree()
-    folder = tree / Path(name).expanduser()
+    try:
+        with in_users_tree():
+            folder = tree / named_folder(name)
+    except CalmError as error:
+        raise CalmError(f"{section}.initial: {error}") from None
     if own := next((own for own in _OWN if folder.resolve().is_relative_to((tree / own).resolve())), None):
         raise CalmError(f"{section}.initial is {name}, but the run writes {own} anew; copy the model to another folder")
     return folder

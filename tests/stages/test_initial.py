@@ -31,6 +31,7 @@ from stages import (
 )
 from stages.runner.resume import folder_of
 from tests.reliability.support.stage_processes import make_project
+from tests.support.hub_server import hub_on_loopback, use_hub
 
 TRAININGS = (train_autoencoder, encode_corpus, train_calm, train_transformer)
 LATENT, TOKENS = "energy", "tokens"
@@ -150,6 +151,36 @@ def test_models_are_found_from_a_copy_of_the_tree(project: Path, monkeypatch: py
     assert {path.name: path.read_bytes() for path in Path("data/initial").iterdir()} == expected
 
 
+def test_a_model_on_the_hub_is_as_one_in_a_folder(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, expected = project / "given/calm", {path.name: path.read_bytes() for path in Path("data/initial").iterdir()}
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["calm"].update(initial="someone/calm")
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    with hub_on_loopback() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "home")
+        hub.models["someone/calm"] = {
+            str(path.relative_to(given)): path.read_bytes() for path in given.rglob("*") if path.is_file()
+        }
+        digest_corpus.main(load_params())
+        assert {path.name: path.read_bytes() for path in Path("data/initial").iterdir()} == expected
+        # The tokenizer to set is a file, since tokenizer.path takes no name on the hub.
+        tokenizer = (
+            tmp_path / "home/hub/models--someone--calm/snapshots" / hub.commit("someone/calm") / "tokenizer.json"
+        )
+        values["tokenizer"].update(path="")
+        (project / "params.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(CalmError, match=f"-S tokenizer.path={tokenizer}$"):
+            digest_corpus.main(load_params())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    train_calm.main(load_params())  # from the cache
+    values["calm"].update(initial="someone/else")
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(CalmError, match=r"^calm\.initial: someone/else is no folder here, and of the Hugging Face hub"):
+        digest_corpus.main(load_params())
+
+
 @pytest.mark.parametrize("stage", [train_calm, train_transformer, train_autoencoder])
 def test_a_model_that_changed_behind_the_digest_is_refused(project: Path, stage: Any) -> None:
     model = stage.__name__.removeprefix("stages.train_")
@@ -174,12 +205,13 @@ def test_another_autoencoder_than_the_models_is_refused(project: Path) -> None:
     [
         (
             "missing",
-            r"calm\.initial: .*/missing holds no model; name a folder with config\.json and model\.safetensors",
+            r"calm\.initial: missing is no folder; a model is a folder, or OWNER/NAME or OWNER/NAME@REVISION",
         ),
         (
             "models/calm",
             r"calm\.initial is models/calm, but the run writes models/calm anew; copy the model to another",
         ),
+        ("given", r"calm\.initial: .*/given holds no model; name a folder with config\.json and model\.safetensors"),
         ("given/transformer", r"given/transformer holds a model of kind 'transformer'; name a calm's"),
     ],
 )

@@ -109,6 +109,8 @@ def test_a_card_says_what_the_training_went_on_from() -> None:
     text = render_model_card("autoencoder", CONFIG, CORPUS, {"initial": "imported"}, {"token_accuracy": 0.5})
     assert "None here: it came with the CALM `imported`, and is as it was there." in text
     assert "steps" not in rows(text)
+    text = render_model_card("calm", CONFIG, CORPUS, {"initial": "someone/model@v1"}, RESULTS)
+    assert "it went on from `someone/model@v1`." in text
 
 
 @pytest.mark.parametrize("kind", TITLES)
