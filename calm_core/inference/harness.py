@@ -29,6 +29,9 @@ from calm_core.transformer.model import Transformer
 GREEDY = 1e-4
 """The temperature that stands for 0: two logits are told apart that differ by a thousandth."""
 
+PLAIN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "num_beams": 1}
+"""Settings of a task that no sampler here has, with the values that change nothing."""
+
 MOST_TOKENS = 256
 """Tokens of a text where a task does not say how many, as in the harness."""
 
@@ -58,8 +61,9 @@ def harness_model(name: str | Path, device: DeviceName = "cpu", seed: int = 0) -
             return [log_likelihood(language_model, *pair)[0] for pair in pairs]
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            asked = [request.args for request in requests]
-            return [text_until(language_model, context, settings, seed) for context, settings in asked]
+            # Each with draws of its own: a task may ask the same question several times, for different answers.
+            asked = enumerate(request.args for request in requests)
+            return [text_until(language_model, context, settings, seed + place) for place, (context, settings) in asked]
 
     return CalmModel()
 
@@ -108,8 +112,10 @@ def text_until(language_model: LanguageModel, context: str, settings: dict[str, 
         CalmError: the task wants the text sampled in a way that no sampler here does.
     """
     sampled = bool(settings.get("do_sample", False))
-    if sampled and (other := [key for key in ("top_k", "top_p", "min_p", "num_beams") if settings.get(key)]):
-        raise CalmError(f"the task samples with {', '.join(other)}; here a temperature in (0, 1] is all there is")
+    # Where the likeliest token is taken, what would cut the others off changes nothing.
+    counted = PLAIN if sampled else ("num_beams",)
+    if other := [key for key in counted if settings.get(key) not in (None, PLAIN[key])]:
+        raise CalmError(f"the task wants {', '.join(other)}; here a temperature in (0, 1] is all there is")
     temperature = float(settings.get("temperature", 1.0)) if sampled else 0.0
     tokens = int(settings.get("max_gen_toks") or MOST_TOKENS)
     prompt = language_model.encode(context)

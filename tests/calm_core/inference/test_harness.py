@@ -103,8 +103,12 @@ def test_texts_end_before_the_first_stop(model: LanguageModel) -> None:
     assert text_until(model, "a few", {"max_gen_toks": 12, "until": whole[4]}) == whole.partition(whole[4])[0]
     sampled = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
     assert text_until(model, "a few", sampled, seed=3) == model.generate(["a few"], tokens=12, seed=3)[0]
-    with pytest.raises(CalmError, match="the task samples with top_p"):
-        text_until(model, "a few", {"do_sample": True, "top_p": 0.9})
+    plain = sampled | {"top_p": 1.0, "top_k": 0, "num_beams": 1}
+    assert text_until(model, "a few", plain, seed=3) == text_until(model, "a few", sampled, seed=3)
+    assert text_until(model, "a few", {"max_gen_toks": 12, "top_p": 0.9}) == whole
+    for wanted, told in (({"do_sample": True, "top_p": 0.9}, "top_p"), ({"num_beams": 4}, "num_beams")):
+        with pytest.raises(CalmError, match=f"the task wants {told}; here"):
+            text_until(model, "a few", wanted)
 
 
 def test_the_harness_gets_its_three_methods(
@@ -130,6 +134,9 @@ def test_the_harness_gets_its_three_methods(
     assert whole - start == pytest.approx(likelihood, abs=1e-4)
     (text,) = found.generate_until([SimpleNamespace(args=("a few", {"until": ["\n"], "max_gen_toks": 5}))])
     assert isinstance(text, str)
+    # Asked several times, as tasks that count right answers among k do, it has several answers.
+    again = SimpleNamespace(args=("a few", {"do_sample": True, "max_gen_toks": 8}))
+    assert len(set(found.generate_until([again] * 4))) == 4
 
 
 def test_a_bound_is_no_likelihood(tokenizer: Tokenizer) -> None:
