@@ -16,7 +16,7 @@ from calm_core.errors import CalmError, one_line
 from calm_core.inference.language_model import load_language_model
 from calm_core.storage.hub import NAME
 from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
-from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer
+from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer, template_ids
 from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config
 
 Content = Path | bytes
@@ -38,9 +38,7 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
     Raises:
         CalmError: ``folder`` holds no whole model or no card; ``name`` is none of OWNER/NAME.
     """
-    found = NAME.fullmatch(name)
-    if found is None or found["revision"] is not None or ".." in name:
-        raise CalmError(f"{name} is no name on the Hugging Face hub; OWNER/NAME is needed")
+    _require_name(name)
     config = read_config(folder)
     kind, context = config["kind"], config["context_tokens"]
     contents: dict[str, Content] = {}
@@ -60,11 +58,30 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
         if (folder / file).is_file():
             contents[file] = folder / file
     if TOKENIZER in contents:
-        about = tokenizer_config(load_tokenizer(folder / TOKENIZER), context, config.get("opening") or ())
+        tokenizer = load_tokenizer(folder / TOKENIZER)
+        # An imported model has none: what its tokenizer's template puts before a text is part of its prompts.
+        opening = config.get("opening") or template_ids(tokenizer)[0]
+        about = tokenizer_config(tokenizer, context, opening)
         contents[TOKENIZER_CONFIG] = (json.dumps(about, indent=2) + "\n").encode()
-    card = (folder / CARD).read_text(encoding="utf-8")
+    try:
+        card = (folder / CARD).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CalmError(f"{folder / CARD} is no UTF-8 text; save it as such") from None
     contents[CARD] = card.replace(f'"models/{kind}"', f'"{name}"').encode()
     return contents
+
+
+def _require_name(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    found = NAME.fullmatch(name)
+    if found is None or found["revision"] is not None:
+        raise CalmError(f"{name} is no name on the Hugging Face hub; OWNER/NAME is needed")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise CalmError(f"{name} is no name on the Hugging Face hub: {one_line(error)}") from None
 
 
 def sizes(contents: Mapping[str, Content]) -> dict[str, int]:
@@ -109,6 +126,8 @@ def _told(name: str, ask: Callable[[], Result]) -> Result:
         status: Any = error.response.status_code
         if status in (401, 403):
             raise CalmError(f"{name}: the token is no good there, or may not write; {LOG_IN}") from None
+        raise CalmError(f"{name} cannot be published: {one_line(error)}") from None
+    except ValueError as error:  # of the library, say of a card whose metadata the hub does not take
         raise CalmError(f"{name} cannot be published: {one_line(error)}") from None
     except Exception as error:  # the library's HTTP client has errors of its own, which are no part of its interface
         raise CalmError(

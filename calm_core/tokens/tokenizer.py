@@ -210,7 +210,7 @@ def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
             # Saved with the tokenizer, as BERT's own template is, it lasts where the files beside it are left behind.
             # What the template has before a text, a BOS, stays there.
             names = [tokenizer.id_to_token(token_id) or "" for token_id in template_ids(tokenizer)[0]]
-            before = [name for name in names if _is_template_name(name)]
+            before = [name for name in names if is_template_name(name)]
             marks = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys([*before, chosen])]
             tokenizer.post_processor = processors.TemplateProcessing([*before, "$A", chosen], special_tokens=marks)
     try:
@@ -230,10 +230,10 @@ def _names_beside(tokenizer: Tokenizer, path: Path) -> list[str]:
         token.get("content") if isinstance(token, dict) else token,
         tokenizer.id_to_token(token_id) if type(token_id) is int and 0 <= token_id < LARGEST_VOCABULARY else None,
     ]
-    return [name for name in names if isinstance(name, str) and _is_template_name(name)]
+    return [name for name in names if isinstance(name, str) and is_template_name(name)]
 
 
-def _is_template_name(name: str) -> bool:
+def is_template_name(name: str) -> bool:
     """Whether the library's templates have a way to write ``name``."""
     return bool(name) and ":" not in name and not name.startswith("$")
 

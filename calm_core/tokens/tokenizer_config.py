@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from calm_core.tokens.tokenizer import PAD, end_of_text_id
+from calm_core.tokens.tokenizer import PAD, end_of_text_id, is_template_name, template_ids
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -44,15 +44,12 @@ def with_opening(tokenizer: Tokenizer, opening: Sequence[int]) -> Tokenizer:
     """
     copy = Tokenizer.from_str(tokenizer.to_str())
     first = tokenizer.id_to_token(opening[0]) if len(opening) == 1 else None
-    if first is not None and ":" not in first and not first.startswith("$"):
+    if first is not None and is_template_name(first):
         copy.post_processor = TemplateProcessing([first, "$A"], special_tokens=[(first, opening[0])])
     return copy
 
 
 def opening_of(tokenizer: Tokenizer) -> list[int] | None:
     """The one token that the template of ``tokenizer`` puts before a text; None where it puts none or several."""
-    if tokenizer.post_processor is None:
-        return None
-    encoding = tokenizer.encode("a")
-    # The mask is 1 for what the template put there.
-    return [encoding.ids[0]] if encoding.special_tokens_mask[:2] == [1, 0] else None
+    before, _ = template_ids(tokenizer)
+    return list(before) if len(before) == 1 else None

@@ -1,11 +1,13 @@
 """From a model's folder to a hub on the loopback and back, and what is not published."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
@@ -18,7 +20,7 @@ from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
-from calm_core.tokens.tokenizer import train_tokenizer
+from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.support.hub_server import Hub, hub_on_loopback, use_hub
 
@@ -109,6 +111,22 @@ def test_transformers_reads_the_published_tokenizer(models: Path, hub: Hub) -> N
     assert theirs.model_max_length == 24
 
 
+def test_the_token_that_begins_an_imported_models_documents_is_told(models: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(models / "transformer", tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"opening": None, "document_marks": "post_processor"}))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.post_processor = TemplateProcessing(["<pad>", "$A"], special_tokens=[("<pad>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = publication(folder, "someone/model")["tokenizer_config.json"]
+    assert isinstance(about, bytes)
+    assert json.loads(about)["bos_token"] == "<pad>"
+    (folder / "tokenizer_config.json").write_bytes(about)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs("the name").input_ids == load_language_model(folder).encode("the name")
+    assert theirs.bos_token_id == 0
+
+
 def test_a_dry_run_asks_nothing_of_anyone(models: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     assert publication(models / "calm", "someone/model").keys() == OF_A_MODEL | INNER
@@ -152,8 +170,12 @@ def test_what_is_no_whole_model_is_not_published(models: Path, tmp_path: Path) -
     assert "is missing or damaged" in refusal(tmp_path)
     for name in ("model", "someone/model/more", "someone/..", "someone/model@main", "some one/model", ""):
         assert "OWNER/NAME is needed" in refusal(models / "transformer", name)
+    for name in ("some--one/model", "someone/model-", "someone/model.git"):
+        assert f"{name} is no name on the Hugging Face hub: " in refusal(models / "transformer", name)
     card = models / "transformer/README.md"
     text = card.read_text()
     card.unlink()
     assert "README.md is missing, the card" in refusal(models / "transformer")
+    card.write_bytes(text.encode("utf-16"))
+    assert "README.md is no UTF-8 text" in refusal(models / "transformer")
     card.write_text(text)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from calm_core.errors import CalmError
@@ -18,6 +18,7 @@ from calm_core.reference.exporting import export_checkpoint
 from calm_core.reference.importing import import_checkpoint
 from calm_core.storage.model_folder import load_model, read_config, save_model
 from calm_core.tokens.tokenizer import end_of_text_id, train_tokenizer
+from calm_core.tokens.tokenizer_config import opening_of
 from calm_core.transformer.model import Transformer, TransformerConfig
 
 SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0)
@@ -198,6 +199,9 @@ def test_what_stands_before_a_text_is_kept(exported: Path, tmp_path: Path, token
     template.save(str(tmp_path / "llama/tokenizer.json"))
     import_checkpoint(tmp_path / "llama", tmp_path / "without")
     assert read_config(tmp_path / "without")["opening"] is None
+    words = Tokenizer(models.WordLevel({"the": 0, "<s>": 1}))  # which has no token for any other text
+    words.post_processor = TemplateProcessing(["<s>", "$A"], special_tokens=[("<s>", 1)])
+    assert opening_of(words) is None
     template.post_processor = TemplateProcessing(["<pad>", "$A"], special_tokens=[("<pad>", 0)])
     template.save(str(tmp_path / "llama/tokenizer.json"))
     import_checkpoint(tmp_path / "llama", tmp_path / "with")
