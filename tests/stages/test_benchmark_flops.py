@@ -1,4 +1,4 @@
-"""What results/flops.json says of a CALM beside the run's own."""
+"""What results/flops.json says of a CALM beside the run's own, and of one that went on."""
 
 from pathlib import Path
 from typing import Any
@@ -67,3 +67,15 @@ def test_a_model_beside_that_trains_three_times_as_long_takes_three_times_the_fl
     charged = autoencoder if smoke.calm.head == "energy" else 0
     assert longer["training_flops_with_autoencoder"] == pytest.approx(3 * own["training_flops"] + charged)
     assert longer["inference_flops_per_token"] == own["inference_flops_per_token"]
+
+
+def test_an_autoencoder_that_came_with_the_model_was_not_trained(smoke: Params) -> None:
+    given = smoke.model_copy(update={"calm": smoke.calm.model_copy(update={"initial": "a folder"})})
+    own, run = counted(smoke), counted(given)
+    if smoke.calm.head == "tokens":
+        assert run == own
+        return
+    for key in ("steps", "training_tokens", "training_flops", "counted_training_flops"):
+        assert run["autoencoder"][key] == 0 < own["autoencoder"][key]
+    for key in ("training_flops", "counted_training_flops"):
+        assert run["calm"][f"{key}_with_autoencoder"] == run["calm"][key] == own["calm"][key]

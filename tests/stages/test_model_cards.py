@@ -39,3 +39,7 @@ def test_a_card_and_a_tokenizer_for_others_in_each_folder(tmp_path: Path, monkey
         assert (found.eos_token, found.bos_token) == ("<eos>", "<eos>" if opening == [1] else None)
         assert kind == "autoencoder" or found.model_max_length == 24
     assert "| steps | 7 |" in Path("models/transformer/README.md").read_text()
+    given = params.model_copy(update={"calm": params.calm.model_copy(update={"head": "energy", "initial": "imported"})})
+    for told, calm in (("None here: it came with the CALM `imported`", given.calm), ("| steps | ", params.calm)):
+        main(params.model_copy(update={"calm": calm}))
+        assert told in Path("models/autoencoder/README.md").read_text()
