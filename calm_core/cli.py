@@ -304,7 +304,8 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of the reference implementation, with config.json and weights, or OWNER/NAME on the hub."
+            help="Folder of the reference implementation or a Llama, with config.json and weights; or OWNER/NAME on "
+            "the hub."
         ),
     ],
     destination: Annotated[Path, typer.Argument(help="New folder for the model.")],
@@ -314,7 +315,7 @@ def import_(
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json; by default the source's, if any.")] = None,
 ) -> None:
-    """Convert a checkpoint of the reference implementation; the kind is told from its weights."""
+    """Convert a checkpoint of the reference implementation, or a Llama; the kind is told from its weights."""
     from calm_core.reference.importing import import_checkpoint
 
     kind = import_checkpoint(source, destination, tokenizer, autoencoder)
@@ -324,10 +325,10 @@ def import_(
 
 @app.command("export-checkpoint")
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder of an autoencoder or a CALM.")],
+    source: Annotated[Path, typer.Argument(help="Folder of an autoencoder, a CALM or a Transformer.")],
     destination: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
 ) -> None:
-    """Write a model as the reference implementation saves its own."""
+    """Write a model as the reference implementation saves its own, a Transformer as a Llama for transformers."""
     from calm_core.reference.exporting import export_checkpoint
 
     export_checkpoint(source, destination)

@@ -10,6 +10,7 @@ mapped: what a process has seen of a mapping counts as its memory. A .bin has to
 
 import json
 import math
+import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -203,6 +204,8 @@ def _unpickled(path: Path) -> tuple[dict[str, Tensor], bool]:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except CalmError:
         raise
+    except pickle.UnpicklingError:  # its text advises to read the file with trust
+        raise CalmError(f"{path} cannot be read: it is damaged, or holds more than tensors by name") from None
     except Exception as error:  # the unpickler fails in as many ways as there are bytes, for want of memory too
         raise CalmError(f"{path} cannot be read: {one_line(error)}") from None
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):

@@ -201,7 +201,9 @@ def test_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     source = write_reference("flow", tmp_path)
     (source / "model.safetensors").unlink()
     torch.save({"weight": Harmful()}, source / "pytorch_model.bin")
-    assert "cannot be read" in refusal(source, tmp_path / "own")
+    told = refusal(source, tmp_path / "own")
+    assert "cannot be read" in told
+    assert "weights_only" not in told  # torch's text advises to read it with trust
     assert not (tmp_path / "harm").exists()
 
 
