@@ -148,6 +148,7 @@ OPTIONS = {
     },
     "import-checkpoint": {"--tokenizer": PATHS, "--autoencoder": PATHS},
     "export-checkpoint": {},
+    "publish": {"--private": None, "--dry-run": None},
     "preset": {},
     "check": {},
 }
@@ -157,6 +158,7 @@ COMMANDS = {
     "plan": 0,
     "import-checkpoint": 2,
     "export-checkpoint": 2,
+    "publish": 2,
     "preset": 1,
     "check": 0,
 }
@@ -179,7 +181,7 @@ def command_lines(draw: st.DrawFn, command: str) -> list[str]:
 
 @pytest.mark.parametrize(("command", "examples"), [
     ("generate", 150), ("evaluate", 60), ("plan", 3), ("import-checkpoint", 100), ("export-checkpoint", 60),
-    ("preset", 30), ("check", 20),
+    ("publish", 40), ("preset", 30), ("check", 20),
 ])  # fmt: skip
 def test_any_options(
     command: str, examples: int, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,7 +196,7 @@ def test_any_options(
         monkeypatch.chdir(folder)
         refused = assert_told(*arguments)
         after = content(folder)
-        if refused or command in ("generate", "plan", "check"):
+        if refused or command in ("generate", "plan", "check", "publish"):
             assert after == before
         if command != "preset":  # what was there is there
             assert before.items() <= after.items()

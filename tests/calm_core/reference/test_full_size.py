@@ -57,7 +57,6 @@ if sys.argv[1] == "whole":
     found["text"] = model.decode([0, 128_256])
     del model
     export_checkpoint(Path("own"), Path("back"))
-    found["at_most"] = peak()
 print(json.dumps(found))
 """
 
