@@ -191,6 +191,17 @@ def test_a_model_that_changed_behind_the_digest_is_refused(project: Path, stage:
         stage.main(load_params())
 
 
+@pytest.mark.parametrize("stage", [train_calm, train_transformer])
+def test_params_that_changed_behind_the_digest_are_refused(project: Path, stage: Any) -> None:
+    section = stage.__name__.removeprefix("stages.train_")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    layers = values[section]["layers"]
+    values[section].update(layers=layers + 1)
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(CalmError, match=rf"needs other params; .* -S {section}\.layers={layers}$"):
+        stage.main(load_params())
+
+
 def test_another_autoencoder_than_the_models_is_refused(project: Path) -> None:
     if not of_latents(project):
         return
