@@ -59,8 +59,9 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
             contents[file] = folder / file
     if TOKENIZER in contents:
         tokenizer = load_tokenizer(folder / TOKENIZER)
-        # An imported model has none: what its tokenizer's template puts before a text is part of its prompts.
-        opening = config.get("opening") or template_ids(tokenizer)[0]
+        # Prompts of an imported model begin with what its tokenizer's template puts before a text.
+        before = template_ids(tokenizer)[0] if config.get("document_marks") else ()
+        opening = config.get("opening") or before
         about = tokenizer_config(tokenizer, context, opening)
         contents[TOKENIZER_CONFIG] = (json.dumps(about, indent=2) + "\n").encode()
     try:
