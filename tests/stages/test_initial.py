@@ -170,9 +170,13 @@ def test_a_model_on_the_hub_is_as_one_in_a_folder(
             tmp_path / "home/hub/models--someone--calm/snapshots" / hub.commit("someone/calm") / "tokenizer.json"
         )
         values["tokenizer"].update(path="")
-        (project / "params.yaml").write_text(yaml.safe_dump(values))
-        with pytest.raises(CalmError, match=f"-S tokenizer.path={tokenizer}$"):
-            digest_corpus.main(load_params())
+        for name, path in (("someone/calm", tokenizer), ("given/calm", "given/calm/tokenizer.json")):
+            values["calm"].update(initial=name)
+            (project / "params.yaml").write_text(yaml.safe_dump(values))
+            with pytest.raises(CalmError, match=f"-S tokenizer.path={path}$"):
+                digest_corpus.main(load_params())
+    values["calm"].update(initial="someone/calm")
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     train_calm.main(load_params())  # from the cache
     values["calm"].update(initial="someone/else")
