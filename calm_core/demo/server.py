@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import socket
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,8 +107,8 @@ def application(models: Mapping[str, LanguageModel], ended: Callable[[], bool] =
                 yield _line({"error": str(error)})
             except Exception as error:
                 # A fault of this program, or no memory: one line here, and the traceback where the server runs.
+                traceback.print_exc()
                 yield _line({"error": one_line(error)})
-                raise
             finally:
                 sampling_thread.submit(pieces.close)  # after the step that may still run there
 

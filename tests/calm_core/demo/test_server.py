@@ -146,12 +146,16 @@ class Faulty(LanguageModel):
 
 
 @pytest.mark.parametrize("fault", [CalmError("it cannot go on"), RuntimeError("it cannot\ngo on")])
-def test_an_error_while_it_writes_is_one_line(fault: Exception, models: dict[str, LanguageModel]) -> None:
+def test_an_error_while_it_writes_is_one_line(
+    fault: Exception, models: dict[str, LanguageModel], capsys: pytest.CaptureFixture[str]
+) -> None:
     app = application({"faulty": as_class(Faulty, models["transformer"], fault=fault)})
     for _ in range(2):  # the next text has its turn
-        told = events(TestClient(app, ADDRESS, raise_server_exceptions=False), prompt="")
+        told = events(TestClient(app, ADDRESS), prompt="")
         assert told[-1] == {"error": "it cannot go on"}
         assert len(told) == 3
+        # Where the server runs, a fault of this program keeps its traceback.
+        assert ("Traceback" in capsys.readouterr().err) is not isinstance(fault, CalmError)
 
 
 @dataclass(frozen=True)
