@@ -15,7 +15,8 @@ p_j p_l / S_jl, position by position. So for 1/T = 2 a pair j < l is chosen with
 p_j p_l / S_jl: its distribution is E[A(x) / sum_y A(y)] with A(x) = sum_{j<l} p_j(x) p_l(x), and
 E[A(x)] = C(M, 2) P(x)^2, because z_j and z_l are independent. This is the Rao-Blackwell form of counting: the same
 expectations of numerator and denominator, each with a smaller variance, and some pair always agrees best. What remains
-is the bias of the ratio, of order 1/M, which vanishes as M grows.
+is the bias of the ratio, of order 1/M, which vanishes as M grows; for few latents it is not always the smaller one
+(docs/method.md measures both).
 
 Other powers, with log P(x) estimated by the latents that did not propose x, so that proposal and estimate are
 independent:
