@@ -63,10 +63,11 @@ OnDevice = Annotated[
 
 
 class Sampler(StrEnum):
-    """How CALM sharpens below temperature 1."""
+    """How a CALM that samples latents sharpens below temperature 1."""
 
     batch = "batch"
     exact = "exact"
+    softmax = "softmax"
 
 
 @app.command()
@@ -161,7 +162,11 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Most tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="In (0, 1]; lower is closer to the likeliest text.")] = 1.0,
     sampler: Annotated[
-        Sampler, typer.Option(help="Below temperature 1, for CALM: exact, or chosen from a batch of samples.")
+        Sampler,
+        typer.Option(
+            help="For a CALM that samples latents. Below temperature 1: exact, or chosen from a batch of samples; "
+            "softmax draws tokens from the decoder's softmax, at temperature 1 too."
+        ),
     ] = Sampler.batch,
     seed: Seed = 0,
     device: OnDevice = Device.auto,

@@ -7,7 +7,8 @@ Notable:
   K, as documents do in training. Before it stands what stood there in training, the end of another document: the
   model's ``opening``, if its folder names one;
 - a text ends at the end-of-text token, in the middle of a patch too, or at the length asked for;
-- below temperature 1 CALM chooses among samples (``temperature``); the Transformer has probabilities to sharpen, a
+- below temperature 1 CALM chooses among samples (``temperature``), counting equal ones by ``equal_patches``, or draws
+  from the decoder's softmax (``softmax_temperature``); the Transformer has probabilities to sharpen, a
   token at a time, and so has a CALM with a token head.
 """
 
@@ -22,23 +23,35 @@ from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
-from calm_core.inference.temperature import TemperatureSample, batch_temperature, exact_temperature
+from calm_core.inference.equal_patches import equal_patches
+from calm_core.inference.softmax_temperature import softmax_temperature
+from calm_core.inference.temperature import TemperatureSample, batch_choice, exact_temperature
+from calm_core.nn.block_sizes import rows_at_once
 from calm_core.transformer.model import Transformer
 
 PATCHES_AT_ONCE = 4096
 """About how many candidate patches are sampled and decoded together, which bounds the memory that they take."""
 
+LATENTS_LOGITS = 1 << 18
+"""Logits of the softmax sampler that are there together on a CPU: several passes over them stay in its cache."""
+
+SamplerName = Literal["batch", "exact", "softmax"]
+"""The paper's two algorithms, on patches of most probable tokens; and that for tokens drawn from the decoder's softmax,
+which are another model's at every temperature (``softmax_temperature``)."""
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next patch or token is chosen; ``sampler`` and what follows it concern CALM below temperature 1."""
+    """How the next patch or token is chosen; ``sampler`` and what follows it concern a CALM that samples latents."""
 
     temperature: float = 1.0
-    sampler: Literal["batch", "exact"] = "batch"
+    sampler: SamplerName = "batch"
     draws: int = 200
     """N: samples that the batch approximation chooses from (the paper's number)."""
     budget: int = 20_000
     """Most samples a patch for the exact sampler, before the batch approximation steps in."""
+    latents: int = 32
+    """M: latents a patch for the softmax sampler below temperature 1."""
 
 
 class Step(NamedTuple):
@@ -97,7 +110,7 @@ def calm_steps(
         if isinstance(model.head, TokenHead):
             token_ids = _written(model.head, hidden_states, patches[:, -1], sampling.temperature, generator)
             chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
-        elif sampling.temperature == 1:
+        elif sampling.temperature == 1 and sampling.sampler != "softmax":
             assert autoencoder is not None
             head = model.latent_head
             latents = head.sample(hidden_states, head.sampling_draws((len(once),), generator))
@@ -146,18 +159,32 @@ def _sharpened(
 
     head = model.latent_head
 
-    def draw(rows: Tensor, count: int) -> Tensor:
+    def sampled(rows: Tensor, count: int) -> Iterator[Tensor]:
         at_once = max(1, PATCHES_AT_ONCE // len(rows))
-        drawn = []
         for first in range(0, count, at_once):
             noise = head.sampling_draws((min(at_once, count - first), len(rows)), generator)
-            drawn.append(autoencoder.decode(head.sample(hidden_states[rows], noise)))
-        return torch.cat(drawn)
+            yield head.sample(hidden_states[rows], noise)
+
+    def draw(rows: Tensor, count: int) -> Tensor:
+        return torch.cat([autoencoder.decode(latents) for latents in sampled(rows, count)])
+
+    def logits(rows: Tensor, count: int) -> Tensor:
+        return torch.cat([autoencoder.logits(latents) for latents in sampled(rows, count)])
 
     rows, temperature = len(hidden_states), sampling.temperature
-    if sampling.sampler == "batch":
-        return batch_temperature(draw, rows, temperature, generator, draws=sampling.draws)
-    return exact_temperature(draw, rows, temperature, generator, budget=sampling.budget, fallback_draws=sampling.draws)
+    if sampling.sampler == "exact":
+        budget, draws = sampling.budget, sampling.draws
+        return exact_temperature(draw, rows, temperature, generator, budget=budget, fallback_draws=draws)
+    numbers = torch.arange(rows, device=hidden_states.device)
+    if sampling.sampler == "softmax":
+        of_row = sampling.latents * autoencoder.config.patch_size * autoencoder.config.vocabulary_size
+        at_once = rows_at_once(of_row, hidden_states.device, LATENTS_LOGITS)
+        return softmax_temperature(logits, rows, temperature, generator, latents=sampling.latents, rows_at_once=at_once)
+    # As ``batch_temperature`` does, but that only the chosen patches are decoded whole.
+    latents = torch.cat(list(sampled(numbers, sampling.draws)))
+    chosen, reached = batch_choice(equal_patches(autoencoder, latents)[..., None], temperature, generator)
+    used, never = torch.full_like(numbers, sampling.draws), torch.zeros_like(reached)
+    return TemperatureSample(autoencoder.decode(latents[chosen, numbers]), used, never, exact=False, reached=reached)
 
 
 def _any_padding(prompts: Prompts) -> Tensor | None:

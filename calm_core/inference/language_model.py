@@ -14,7 +14,14 @@ from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm
 from calm_core.errors import CalmError
-from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps, transformer_steps
+from calm_core.inference.decoding import (
+    Prompts,
+    SamplerName,
+    Sampling,
+    align_prompts,
+    calm_steps,
+    transformer_steps,
+)
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.storage.hub import local_folder
@@ -125,7 +132,7 @@ class LanguageModel:
         *,
         tokens: int = 64,
         temperature: float = 1.0,
-        sampler: Literal["batch", "exact"] = "batch",
+        sampler: SamplerName = "batch",
         seed: int = 0,
     ) -> list[str]:
         """What follows each of ``prompts``, at most ``tokens`` tokens (1 or more); errors as in ``stream``."""

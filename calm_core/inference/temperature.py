@@ -263,7 +263,7 @@ def _symbol_ids(symbols: Tensor) -> Tensor:
     return ids
 
 
-def _choice(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Of ``samples`` [N, rows, size] the index [rows] int64 of the one that ``batch_temperature`` takes in each row.
 
     And for each row whether some symbol was seen n times, [rows] bool; both where ``samples`` are.
@@ -291,8 +291,8 @@ def _choice(samples: Tensor, temperature: float, generator: torch.Generator) -> 
 
 
 def _choose(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The symbols [rows, size] that ``_choice`` points at, and whether the temperature was reached, [rows] bool."""
-    chosen, reached = _choice(samples, temperature, generator)
+    """The symbols [rows, size] that ``batch_choice`` names, and whether the temperature was reached, [rows] bool."""
+    chosen, reached = batch_choice(samples, temperature, generator)
     return samples[chosen, torch.arange(len(chosen), device=samples.device)], reached
 
 

@@ -411,6 +411,7 @@ SAMPLINGS = {
     "batch": Sampling(0.6, "batch", draws=20),
     "exact": Sampling(0.6, "exact", budget=500),
     "exact on a small budget": Sampling(0.3, "exact", draws=9, budget=3),
+    "softmax": Sampling(0.3, "softmax", latents=5),
 }
 UNEVEN = [[1, 2, 3], [0], [3, 3, 2, 1, 0]]
 

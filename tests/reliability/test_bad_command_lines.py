@@ -121,7 +121,7 @@ OPTIONS = {
         "--prompts": PATHS,
         "--tokens": NUMBERS.filter(lambda number: number != str(2**31)) | st.sampled_from(SMALL),
         "--temperature": NUMBERS,
-        "--sampler": st.sampled_from(["batch", "exact", "", "x"]),
+        "--sampler": st.sampled_from(["batch", "exact", "softmax", "", "x"]),
         "--seed": NUMBERS,
         "--device": DEVICES,
         "--json": None,

@@ -74,6 +74,27 @@ def test_a_token_head_draws_each_token_from_its_sharpened_distribution(patch_siz
             assert scipy.stats.chisquare(counts, sharpened[last] * len(drawn)).pvalue > 1e-4, (place, last)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_softmax_sampler_draws_from_the_decoders_softmax(temperature: float) -> None:
+    """A head that was never trained gives the latent 0 alone, so P is the decoder's softmax there."""
+    autoencoder = Autoencoder(AutoencoderConfig(4, 2, 16, 24, 8))
+    model = Calm(CalmConfig(4, 2, 8, BACKBONE, EnergyHeadConfig(1, 4)))
+    for part in (autoencoder, model):
+        part.initialise(torch.Generator().manual_seed(0))
+    prompts = align_prompts([[1, 2, 3, 0]] * 4000, 2, 0)
+    sampling = Sampling(temperature, "softmax", latents=3)
+    with torch.no_grad():
+        autoencoder.decoder.from_latent.bias.fill_(1.0)  # away from equal logits
+        step = next(calm_steps(model, autoencoder, prompts, sampling, torch.Generator().manual_seed(1)))
+        expected = (autoencoder.logits(torch.zeros(8)) / temperature).softmax(dim=-1).double()
+    assert step.exact == (temperature == 1)
+    for position in range(2):
+        assert expected[position].max() > 1.5 * expected[position].min()
+        counts = torch.bincount(step.token_ids[:, position], minlength=4)
+        of_position = (expected[position] / expected[position].sum()).numpy()
+        assert scipy.stats.chisquare(counts, of_position * 4000).pvalue > 1e-4
+
+
 def test_distance_from_the_manifold() -> None:
     autoencoder = Autoencoder(AutoencoderConfig(13, 3, 16, 24, 8))
     autoencoder.initialise(torch.Generator().manual_seed(0))

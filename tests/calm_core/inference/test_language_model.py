@@ -18,7 +18,7 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.errors import CalmError
-from calm_core.inference.decoding import Sampling, align_prompts
+from calm_core.inference.decoding import SamplerName, Sampling, align_prompts
 from calm_core.inference.language_model import BATCH_PROMPTS, Continuation, LanguageModel, load_language_model
 from calm_core.inference.temperature import expected_draws
 from calm_core.nn.backbone import BackboneConfig
@@ -151,9 +151,9 @@ def hidden_states(model: LanguageModel, prompts: list[list[int]], steps: int) ->
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("sampler", ["batch", "exact"])
+@pytest.mark.parametrize("sampler", ["batch", "exact", "softmax"])
 def test_a_token_head_writes_exactly_at_every_temperature(
-    tokenizer: Tokenizer, temperature: float, sampler: Literal["batch", "exact"], tmp_path: Path
+    tokenizer: Tokenizer, temperature: float, sampler: SamplerName, tmp_path: Path
 ) -> None:
     model = token_calm(tokenizer, 3)
     found = final(model, PROMPTS, 7, Sampling(temperature, sampler))
@@ -395,10 +395,10 @@ def test_draws_are_counted_over_steps(tokenizer: Tokenizer) -> None:
         assert [one.exact for one in sharpened] == [not inexact] * 2
 
 
-@pytest.mark.parametrize("sampler", ["batch", "exact"])
-def test_real_models_sharpen(tokenizer: Tokenizer, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", ["batch", "exact", "softmax"])
+def test_real_models_sharpen(tokenizer: Tokenizer, sampler: SamplerName) -> None:
     model = calm(tokenizer, 3)
-    sampling = Sampling(0.5, sampler, draws=20, budget=100)
+    sampling = Sampling(0.5, sampler, draws=20, budget=100, latents=5)
     first, again = (final(model, PROMPTS[:3], 7, sampling) for _ in range(2))
     assert first == again
     for continuation in first:
