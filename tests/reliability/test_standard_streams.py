@@ -29,6 +29,8 @@ def shell(line: str, folder: Path, **environment: str) -> tuple[int, str, str]:
         text=True,
         errors="replace",
         timeout=120,
+        # Ctrl-C is ignored by whatever a shell runs in the background, these tests perhaps.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert "Traceback" not in ended.stderr
     assert "Exception ignored" not in ended.stderr
