@@ -60,19 +60,23 @@ def _fetched(repository: str, revision: str | None, patterns: tuple[str, ...]) -
         RevisionNotFoundError,
     )
 
-    wanted = f"{repository} is no folder here, and of the Hugging Face hub"
+    absent, hub = f"{repository} is no folder here", "the Hugging Face hub"
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError:
-        raise CalmError(f"{wanted} a model with conditions: accept them on its page, then `hf auth login`") from None
+        raise CalmError(
+            f"{absent}; {hub} shows it under conditions: accept them on its page, then `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
-        raise CalmError(f"{wanted} no model, or a private one, which takes `hf auth login`") from None
+        raise CalmError(f"{absent}; {hub} has no such model, or a private one, which takes `hf auth login`") from None
     except RevisionNotFoundError:
-        raise CalmError(f"{wanted} a model without a revision {revision!r}; name a branch, tag or commit") from None
+        raise CalmError(
+            f"{absent}; {hub} has it without a revision {revision!r}: name a branch, tag or commit"
+        ) from None
     except LocalEntryNotFoundError:
         raise CalmError(
-            f"{wanted} a name that the cache has no whole copy of, while the hub cannot be reached; name a folder, or "
-            "go online without HF_HUB_OFFLINE"
+            f"{absent}; {hub} cannot be reached, and its cache has no whole copy: name a folder, or go "
+            "online without HF_HUB_OFFLINE"
         ) from None
     except Exception as error:  # the library's HTTP client has errors of its own, which are no part of its interface
-        raise CalmError(f"{wanted} a model that cannot be fetched: {one_line(error)}") from None
+        raise CalmError(f"{absent}, and cannot be fetched from {hub}: {one_line(error)}") from None

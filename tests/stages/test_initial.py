@@ -181,7 +181,7 @@ def test_a_model_on_the_hub_is_as_one_in_a_folder(
     train_calm.main(load_params())  # from the cache
     values["calm"].update(initial="someone/else")
     (project / "params.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(CalmError, match=r"^calm\.initial: someone/else is no folder here, and of the Hugging Face hub"):
+    with pytest.raises(CalmError, match=r"^calm\.initial: someone/else is no folder here; the Hugging Face hub"):
         digest_corpus.main(load_params())
 
 

@@ -93,6 +93,6 @@ def test_what_can_only_be_a_path_is_not_asked_of_the_hub(hub: Hub) -> None:
 
 
 def test_what_the_hub_does_not_give_is_told_in_a_line(hub: Hub) -> None:
-    assert "no model, or a private one, which takes `hf auth login`" in refusal("someone/else")
+    assert "no such model, or a private one, which takes `hf auth login`" in refusal("someone/else")
     hub.gated.add("someone/model")
     assert "accept them on its page" in refusal("someone/model")
