@@ -15,36 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
-from calm_core.calm.energy_head import EnergyHeadConfig
-from calm_core.calm.model import Calm, CalmConfig
 from calm_core.cli import main
 from calm_core.inference.language_model import load_language_model
-from calm_core.nn.backbone import BackboneConfig
-from calm_core.storage.model_folder import AUTOENCODER, save_model
-from calm_core.tokens.tokenizer import train_tokenizer
-from calm_core.transformer.model import Transformer, TransformerConfig
 from tests import ROOT
 from tests.calm_core.reference.reference_data import reference_weights, write_reference
 from tests.support.pretend_device import pretend_device
-
-BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
-TEXT = "the quick brown fox, jumps; über the łazy dog. "
+from tests.support.tiny_models import TEXT, write_models
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random CALM (K = 3) and Transformer."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_tokenizer([TEXT], 270)
-    autoencoder = Autoencoder(AutoencoderConfig(270, 3, 16, 24, 8))
-    calm = Calm(CalmConfig(270, 3, 8, BACKBONE, EnergyHeadConfig(1, 8)))
-    transformer = Transformer(TransformerConfig(270, BACKBONE))
-    for model in (autoencoder, calm, transformer):
-        model.initialise(torch.Generator().manual_seed(0))
-    save_model(calm, tokenizer, folder / "calm", 24)
-    save_model(autoencoder, tokenizer, folder / "calm" / AUTOENCODER)
-    save_model(transformer, tokenizer, folder / "transformer", 24)
+    write_models(folder)
     return folder
 
 

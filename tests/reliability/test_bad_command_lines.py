@@ -10,23 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
-from calm_core.calm.energy_head import EnergyHeadConfig
-from calm_core.calm.model import Calm, CalmConfig
 from calm_core.cli import main
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.storage.model_folder import AUTOENCODER, save_model
-from calm_core.tokens.tokenizer import train_tokenizer
-from calm_core.transformer.model import Transformer, TransformerConfig
 from tests import ROOT, needs_linux
 from tests.reliability.support.bad_input import TEXTS, assert_one_line, bounded, tries
-
-TEXT = "the quick brown fox, jumps; über the łazy dog. "
-BACKBONE = BackboneConfig(8, 12, 1, 2, 1)
+from tests.support.tiny_models import TEXT, write_models
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +29,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TEXT * 4, encoding="utf-8")
     (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "the"}) + "\n", encoding="utf-8")
     (folder / "bytes.txt").write_bytes(b"\xff\xfe\0")
-    tokenizer = train_tokenizer([TEXT], 270)
-    autoencoder = Autoencoder(AutoencoderConfig(270, 3, 8, 12, 4))
-    calm = Calm(CalmConfig(270, 3, 4, BACKBONE, EnergyHeadConfig(1, 4)))
-    transformer = Transformer(TransformerConfig(270, BACKBONE))
-    for model in (autoencoder, calm, transformer):
-        model.initialise(torch.Generator().manual_seed(0))
-    save_model(calm, tokenizer, folder / "calm", 12)
-    save_model(autoencoder, tokenizer, folder / "calm" / AUTOENCODER)
-    save_model(transformer, tokenizer, folder / "transformer", 12)
+    write_models(folder, BackboneConfig(8, 12, 1, 2, 1), context_tokens=12)
     return folder
 
 

@@ -5,36 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
-from calm_core.calm.energy_head import EnergyHeadConfig
-from calm_core.calm.model import Calm, CalmConfig
 from calm_core.inference.language_model import LanguageModel, load_language_model
-from calm_core.nn.backbone import BackboneConfig
 from calm_core.storage.model_folder import AUTOENCODER, save_model
 from calm_core.tokens.tokenizer import train_tokenizer
-from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.known_models import NEVER, bigram_transformer, coin_calm
-
-BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
-TEXT = "the quick brown fox, jumps; über the łazy dog. "
-SIZE = 270
+from tests.support.tiny_models import TEXT, VOCABULARY, write_models
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random CALM (K = 3) and Transformer."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_tokenizer([TEXT], SIZE)
-    autoencoder = Autoencoder(AutoencoderConfig(SIZE, 3, 16, 24, 8))
-    calm = Calm(CalmConfig(SIZE, 3, 8, BACKBONE, EnergyHeadConfig(1, 8)))
-    transformer = Transformer(TransformerConfig(SIZE, BACKBONE))
-    for model in (autoencoder, calm, transformer):
-        model.initialise(torch.Generator().manual_seed(0))
-    save_model(calm, tokenizer, folder / "calm", 24)
-    save_model(autoencoder, tokenizer, folder / "calm" / AUTOENCODER)
-    save_model(transformer, tokenizer, folder / "transformer", 24)
+    write_models(folder)
     return folder
 
 
@@ -47,14 +30,14 @@ def models(folders: Path) -> dict[str, LanguageModel]:
 def endless_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As ``folders``, but what follows is a letter or a space, so that no text ends by itself."""
     folder = tmp_path_factory.mktemp("endless")
-    tokenizer = train_tokenizer([TEXT], SIZE)
+    tokenizer = train_tokenizer([TEXT], VOCABULARY)
     letters = [tokenizer.token_to_id(character) for character in "abcdefghijklmnopqrstuvwxyzĠ"]
-    table = np.full((SIZE, SIZE), math.exp(NEVER))
+    table = np.full((VOCABULARY, VOCABULARY), math.exp(NEVER))
     table[:, letters] = 1 / len(letters)
     size = len(letters)
     patches = [
         [[letters[(token + first) % size], letters[(3 * token + first) % size]] for first in (0, 7)]
-        for token in range(SIZE)
+        for token in range(VOCABULARY)
     ]
     calm, autoencoder = coin_calm(patches)
     save_model(calm, tokenizer, folder / "calm", 24)

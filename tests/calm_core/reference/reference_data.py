@@ -1,10 +1,14 @@
-"""The recorded checkpoints as folders in the reference implementation's layout."""
+"""The recorded checkpoints in the reference implementation's layout, and what is said of one that is refused."""
 
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from calm_core.errors import CalmError
+from calm_core.reference.importing import import_checkpoint
 
 DATA = Path(__file__).parent / "data"
 KINDS = ("autoencoder", "energy", "diffusion", "flow")
@@ -32,3 +36,12 @@ def write_reference(kind: str, folder: Path, weights: dict[str, Tensor] | None =
     shutil.copy(DATA / f"{config}.json", folder / "config.json")
     save_file(reference_weights(kind) if weights is None else weights, folder / "model.safetensors")
     return folder
+
+
+def refusal(source: Path, destination: Path) -> str:
+    """The one line that the import of ``source`` ends in; nothing is left of ``destination``."""
+    with pytest.raises(CalmError) as caught:
+        import_checkpoint(source, destination)
+    assert not destination.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -21,21 +21,13 @@ from calm_core.nn.backbone import BackboneConfig
 from calm_core.reference.exporting import export_checkpoint
 from calm_core.reference.importing import import_checkpoint
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
-from tests.calm_core.reference.reference_data import KINDS, reference_weights, write_reference
+from tests.calm_core.reference.reference_data import KINDS, reference_weights, refusal, write_reference
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first
     )
-
-
-def refusal(source: Path, destination: Path) -> str:
-    with pytest.raises(CalmError) as caught:
-        import_checkpoint(source, destination)
-    assert not destination.exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from calm_core.errors import CalmError
 from calm_core.inference.language_model import load_language_model
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
@@ -20,6 +19,7 @@ from calm_core.storage.model_folder import load_model, read_config, save_model
 from calm_core.tokens.tokenizer import end_of_text_id, train_tokenizer
 from calm_core.tokens.tokenizer_config import opening_of
 from calm_core.transformer.model import Transformer, TransformerConfig
+from tests.calm_core.reference.reference_data import refusal
 
 SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0)
 TEXTS = ["The name of the bucket.", "über <eos> łąka\n\n  two  spaces ."]
@@ -57,14 +57,6 @@ def llama(folder: Path, **changes: Any) -> LlamaConfig:
 def edit(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-def refusal(source: Path, destination: Path) -> str:
-    with pytest.raises(CalmError) as caught:
-        import_checkpoint(source, destination)
-    assert not destination.exists()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_transformers_computes_the_same_logits(exported: Path) -> None:

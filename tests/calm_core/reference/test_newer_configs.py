@@ -19,7 +19,7 @@ from calm_core.inference.language_model import load_language_model
 from calm_core.reference.exporting import export_checkpoint
 from calm_core.reference.importing import import_checkpoint
 from calm_core.storage.model_folder import load_model
-from tests.calm_core.reference.reference_data import reference_weights, write_reference
+from tests.calm_core.reference.reference_data import reference_weights, refusal, write_reference
 from tests.calm_core.tokens.published import PUBLISHED, byte_level, write
 
 DEFAULT = {"rope_type": "default"}
@@ -45,13 +45,10 @@ def theta(folder: Path) -> float:
     return load_model(Calm, folder).config.backbone.rope_theta
 
 
-def refusal(source: Path) -> str:
-    with pytest.raises(CalmError) as caught:
-        import_checkpoint(source, source.parent / "own")
-    assert not (source.parent / "own").exists()
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"{source} is refused: config.json: ")
-    return str(caught.value)
+def refusal_of_config(source: Path) -> str:
+    told = refusal(source, source.parent / "own")
+    assert told.startswith(f"{source} is refused: config.json: ")
+    return told
 
 
 OLD = ("rope_theta", "rope_scaling")
@@ -159,14 +156,14 @@ def test_settings_that_leave_the_model_as_it_is(changes: dict[str, Any], tmp_pat
     ],
 )  # fmt: skip
 def test_what_is_not_built_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    assert told in refusal(source_with(tmp_path, changes))
+    assert told in refusal_of_config(source_with(tmp_path, changes))
 
 
 def test_an_autoencoders_settings_count_too(tmp_path: Path) -> None:
     source = write_reference("autoencoder", tmp_path)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu", "mlp_bias": True}))
-    told = refusal(source)
+    told = refusal_of_config(source)
     assert "hidden_act is 'gelu', here it is always 'silu', mlp_bias is True, here it is always False" in told
 
 
