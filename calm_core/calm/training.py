@@ -17,6 +17,7 @@ from calm_core.calm.token_training import TokenHeadObjective, whole_blocks
 from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.layers import NORM_EPSILON
 from calm_core.params import CalmParams, Params
 from calm_core.runtime.randomness import StepStreams, generator
 from calm_core.tokens.shards import TokenStream
@@ -38,7 +39,7 @@ def calm_config(section: CalmParams, autoencoder: AutoencoderConfig) -> CalmConf
         vocabulary_size=autoencoder.vocabulary_size,
         patch_size=autoencoder.patch_size,
         latent_size=autoencoder.latent_size if section.needs_autoencoder else section.hidden_size,
-        backbone=shape_from(BackboneConfig, section),
+        backbone=shape_from(BackboneConfig, section, norm_epsilon=NORM_EPSILON),
         head=_head_config(section),
         input=section.input,
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calm_core.nn.layers import SwiGLU, rms_norm
+from calm_core.nn.layers import NORM_EPSILON, SwiGLU, rms_norm
 from calm_core.nn.limits import Layers, PositiveFloat, Width, require_heads
 
 
@@ -27,6 +27,8 @@ class BackboneConfig:
     heads: Width = 16
     key_value_heads: Width = 16
     rope_theta: PositiveFloat = 10_000.0
+    norm_epsilon: PositiveFloat = NORM_EPSILON
+    """No knob of a run: other values come with imported models."""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless heads share the features, and key/value heads serve the heads, evenly."""
@@ -143,9 +145,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.attention_norm = rms_norm(config.hidden_size)
+        self.attention_norm = rms_norm(config.hidden_size, config.norm_epsilon)
         self.attention = Attention(config)
-        self.mlp_norm = rms_norm(config.hidden_size)
+        self.mlp_norm = rms_norm(config.hidden_size, config.norm_epsilon)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
     def forward(
@@ -168,7 +170,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = rms_norm(config.hidden_size)
+        self.norm = rms_norm(config.hidden_size, config.norm_epsilon)
 
     def zero_residuals(self) -> None:
         """Set what each layer adds to its input to zero, so that training starts from the embeddings alone."""

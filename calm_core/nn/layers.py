@@ -33,9 +33,9 @@ def _as_precise(weight: Tensor, x: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, x.dtype))
 
 
-def rms_norm(size: int) -> RMSNorm:
-    """An RMSNorm over the last dimension of ``size`` features, epsilon 1e-6."""
-    return RMSNorm(size, eps=NORM_EPSILON)
+def rms_norm(size: int, epsilon: float = NORM_EPSILON) -> RMSNorm:
+    """An RMSNorm over the last dimension of ``size`` features; ``epsilon`` is added to their mean square."""
+    return RMSNorm(size, eps=epsilon)
 
 
 class SwiGLU(nn.Module):

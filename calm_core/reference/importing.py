@@ -29,6 +29,7 @@ from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.layers import NORM_EPSILON
 from calm_core.reference.llama import import_llama, is_llama
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
@@ -41,7 +42,7 @@ from calm_core.reference.names import (
     calm_keys,
     reference_names,
 )
-from calm_core.reference.settings import number, rope_theta, unbuilt
+from calm_core.reference.settings import norm_epsilon, number, rope_theta, unbuilt
 from calm_core.reference.streamed_weights import StreamedTensor, write_weights
 from calm_core.reference.untrusted_weights import Pickles, Stored, StoredTensor, read_checkpoint
 from calm_core.storage.atomic import whole_directory
@@ -191,7 +192,10 @@ def match_autoencoder(config: dict[str, Any], weights: Stored, source: str) -> F
         encoder_layers=sizes.count("encoder.encoder_layers"),
         decoder_layers=sizes.count("decoder.decoder_layers"),
     )
-    return _matched(Autoencoder, shape, weights, _disagreements(config, autoencoder_keys(shape)), source)
+    disagreements = _disagreements(config, autoencoder_keys(shape))
+    if (epsilon := norm_epsilon(config, source)) != NORM_EPSILON:
+        disagreements.append(f"rms_norm_eps is {epsilon!r}, an autoencoder's is always {NORM_EPSILON!r}")
+    return _matched(Autoencoder, shape, weights, disagreements, source)
 
 
 def match_calm(config: dict[str, Any], weights: Stored, autoencoder: AutoencoderConfig, source: str) -> Found:
@@ -215,6 +219,7 @@ def match_calm(config: dict[str, Any], weights: Stored, autoencoder: Autoencoder
             # From the shape: config.json may leave num_key_value_heads out.
             key_value_heads=max(1, sizes.of("transformer.layers.0.self_attn.k_proj.weight")[0] // head_size),
             rope_theta=rope_theta(config, source),
+            norm_epsilon=norm_epsilon(config, source),
         ),
         head=_head_shape(sizes, autoencoder.latent_size, source),
     )
@@ -228,8 +233,8 @@ def match_calm(config: dict[str, Any], weights: Stored, autoencoder: Autoencoder
             f"{source}: the language model has vocabulary {shape.vocabulary_size} and K {shape.patch_size}, its "
             f"autoencoder {autoencoder.vocabulary_size} and {autoencoder.patch_size}"
         )
-    # The base was read above, from wherever it stands.
-    sizes_told = {key: value for key, value in calm_keys(shape).items() if key != "rope_theta"}
+    # What no tensor tells was read above, the base from wherever it stands.
+    sizes_told = {key: value for key, value in calm_keys(shape).items() if key not in ("rope_theta", "rms_norm_eps")}
     disagreements = _disagreements(config, sizes_told | {"head_dim": head_size})
     if (kind := config.get("model_type")) in ("energy", "diffusion", "flow") and kind != shape.head.kind:
         disagreements.append(f"model_type is {kind!r}, the weights have a head of kind {shape.head.kind!r}")

@@ -1,8 +1,8 @@
 """The Transformer as a Llama of the transformers library, and back: equal logits, the same weights.
 
 Notable:
-- the two are one architecture, but here the norms' epsilon is 1e-6, no projection has a bias and rotary embeddings are
-  not scaled; a Llama with anything else is refused, as are its relatives, whose tensors may have the same names;
+- the two are one architecture, but here no projection has a bias and rotary embeddings are not scaled; a Llama
+  with anything else is refused, as are its relatives, whose tensors may have the same names;
 - a Llama that ties its output matrix to its embedding gets two equal matrices here, which training would part.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.reference.names import DTYPES, ORIGIN
-from calm_core.reference.settings import FIXED, number, rope_theta, unbuilt
+from calm_core.reference.settings import FIXED, norm_epsilon, number, rope_theta, unbuilt
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model, read_config, save_model
@@ -127,6 +127,7 @@ def build_transformer(config: dict[str, Any], weights: Mapping[str, Tensor], sou
                 heads,
                 key_value_heads,
                 rope_theta(config, source),
+                norm_epsilon(config, source),
             ),
         )
     except ValueError as error:  # heads that do not share the features evenly
@@ -197,6 +198,7 @@ def _llama_config(
         # Where version 4 of transformers reads it and version 5 reads it too.
         "rope_theta": backbone.rope_theta,
         **FIXED,
+        "rms_norm_eps": backbone.norm_epsilon,
         "tie_word_embeddings": False,
         "attention_dropout": 0.0,
         # Llama's defaults are ids 1 and 2, whatever those are here: null says that there is none.

@@ -141,6 +141,7 @@ def calm_keys(shape: CalmConfig) -> dict[str, Any]:
         "num_key_value_heads": backbone.key_value_heads,
         "num_mlp_layers": head.blocks,
         "patch_size": shape.patch_size,
+        "rms_norm_eps": backbone.norm_epsilon,
         "rope_theta": backbone.rope_theta,
         "vocab_size": shape.vocabulary_size,
         **({"noise_size": head.noise_size} if isinstance(head, EnergyHeadConfig) else {}),

@@ -21,14 +21,13 @@ FIXED = {
     "rms_norm_eps": NORM_EPSILON,
     "rope_scaling": None,
 }
-"""Settings of config.json that this project's models have no choice in, as export writes them."""
+"""Settings of config.json that models here have no choice in, as export writes them; epsilon is a backbone's own."""
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # two names of one function
     "hidden_activation": ("silu", "swish"),
     "mlp_bias": (False,),
     "attention_bias": (False,),
-    "rms_norm_eps": (NORM_EPSILON,),
     "partial_rotary_factor": (1.0,),
     "rope_interleaved": (False,),
     "use_qk_norm": (False,),
@@ -90,6 +89,11 @@ def rope_theta(config: dict[str, Any], source: str) -> float:
         told = ", ".join(f"{key} is {value:g}" for key, value in found.items())
         raise CalmError(f"{source} is refused: config.json: {told}; they have to be the same")
     return next(iter(found.values()), ROPE_THETA)
+
+
+def norm_epsilon(config: dict[str, Any], source: str) -> float:
+    """The epsilon of the backbone's norms, 1e-6 where none is named; errors as of ``number``."""
+    return number(config, "rms_norm_eps", NORM_EPSILON, source)
 
 
 def number(config: dict[str, Any], key: str, default: float, source: str, inside: str = "") -> float:

@@ -31,6 +31,9 @@ POST_PROCESSOR = "post_processor"
 """The value of ``document_marks`` in the config.json of an imported model: its documents are marked by the tokenizer's
 own post-processor, say a BOS before each. Where the key is absent, an end-of-text token follows each document."""
 
+UNTOLD = {"norm_epsilon": 1e-6}
+"""Fields of a shape that config.json names only where their value is another: they came later than folders did."""
+
 
 def save_model(
     model: nn.Module,
@@ -63,7 +66,7 @@ def save_description(
     kind = type(model).__name__.lower()
     about = {"kind": kind, "context_tokens": context_tokens, "opening": None if opening is None else list(opening)}
     marks = {} if document_marks is None else {"document_marks": document_marks}
-    write_json(folder / "config.json", {**about, **marks, **asdict(config)})
+    write_json(folder / "config.json", {**about, **marks, **asdict(config, dict_factory=_told)})
     if tokenizer is not None:
         # tokenizer.save is not atomic by itself.
         with scratch_folder(folder) as scratch:
@@ -122,6 +125,10 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
     except (ValueError, TypeError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
         raise CalmError(f"{folder} is incomplete or damaged: {one_line(error)}; `dvc repro` makes it anew") from None
     return model.eval().requires_grad_(False)
+
+
+def _told(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name not in UNTOLD or value != UNTOLD[name]}
 
 
 def _is_size(value: Any) -> bool:

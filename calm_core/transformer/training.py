@@ -7,6 +7,7 @@ from torch import Tensor
 
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.layers import NORM_EPSILON
 from calm_core.params import LanguageModelParams, Params, TransformerParams
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
@@ -22,7 +23,7 @@ STAGE = "train_transformer"
 
 def transformer_config(section: LanguageModelParams, vocabulary_size: int) -> TransformerConfig:
     """The shape that params.yaml asks for."""
-    return TransformerConfig(vocabulary_size, shape_from(BackboneConfig, section))
+    return TransformerConfig(vocabulary_size, shape_from(BackboneConfig, section, norm_epsilon=NORM_EPSILON))
 
 
 class TransformerObjective:

@@ -21,15 +21,15 @@ NAMES = {
 }
 
 
-def backbone(key_value_heads: int = 2) -> Backbone:
-    model = Backbone(BackboneConfig(32, 48, 3, 4, key_value_heads))
+def backbone(key_value_heads: int = 2, norm_epsilon: float = 1e-6) -> Backbone:
+    model = Backbone(BackboneConfig(32, 48, 3, 4, key_value_heads, norm_epsilon=norm_epsilon))
     initialise(model, torch.Generator().manual_seed(0), embedding_std=1.0)
     return model.requires_grad_(False)
 
 
-@pytest.mark.parametrize("key_value_heads", [1, 2, 4])
-def test_llama_of_transformers(key_value_heads: int) -> None:
-    ours = backbone(key_value_heads)
+@pytest.mark.parametrize(("key_value_heads", "norm_epsilon"), [(1, 1e-6), (2, 0.1), (4, 1e-6)])
+def test_llama_of_transformers(key_value_heads: int, norm_epsilon: float) -> None:
+    ours = backbone(key_value_heads, norm_epsilon)
     config = LlamaConfig(
         vocab_size=8,
         hidden_size=32,
@@ -37,7 +37,7 @@ def test_llama_of_transformers(key_value_heads: int) -> None:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=key_value_heads,
-        rms_norm_eps=1e-6,
+        rms_norm_eps=norm_epsilon,
     )
     theirs = LlamaModel(config).eval()
     weights = {}

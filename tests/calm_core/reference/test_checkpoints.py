@@ -153,7 +153,7 @@ def test_copies_that_differ_are_refused(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling is"),
         ({"rope_theta": "much"}, "rope_theta is 'much', a positive number is needed"),
         ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
-        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
+        ({"rms_norm_eps": "little"}, "rms_norm_eps is 'little', a positive number is needed"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:

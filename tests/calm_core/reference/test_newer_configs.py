@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaModel
 
 from calm_core.calm.model import Calm
 from calm_core.errors import CalmError
@@ -101,6 +101,33 @@ def test_a_config_that_transformers_writes(tmp_path: Path) -> None:
     assert theta(tmp_path / "again") == 500_000.0
 
 
+def test_the_epsilon_of_the_backbones_norms(tmp_path: Path) -> None:
+    source = source_with(tmp_path, {"rms_norm_eps": 0.01})
+    import_checkpoint(source, tmp_path / "own")
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    config = json.loads((source / "config.json").read_text())
+    theirs = LlamaModel(LlamaConfig(**{key: config[key] for key in (*sizes, "vocab_size", "rms_norm_eps")})).eval()
+    weights = reference_weights("energy")
+    theirs.load_state_dict({name: weights[f"transformer.{name}"] for name in theirs.state_dict()})
+    embeddings = torch.randn(2, 5, config["hidden_size"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = load_model(Calm, tmp_path / "own").backbone(embeddings)
+        torch.testing.assert_close(found, theirs(inputs_embeds=embeddings).last_hidden_state, atol=1e-5, rtol=1e-5)
+    export_checkpoint(tmp_path / "own", tmp_path / "back")
+    assert json.loads((tmp_path / "back/config.json").read_text()) == config
+    # Where config.json names none it is the published one.
+    (tmp_path / "plain").mkdir()
+    import_checkpoint(source_with(tmp_path / "plain", {}, ("rms_norm_eps",)), tmp_path / "published")
+    assert load_model(Calm, tmp_path / "published").config.backbone.norm_epsilon == 1e-6
+
+
+def test_an_autoencoder_has_the_published_epsilon(tmp_path: Path) -> None:
+    source = write_reference("autoencoder", tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    assert "rms_norm_eps is 1e-05, an autoencoder's is always 1e-06" in refusal_of_config(source)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -142,7 +169,6 @@ def test_settings_that_leave_the_model_as_it_is(changes: dict[str, Any], tmp_pat
         ({"attention_bias": True}, "attention_bias is True, here it is always False"),
         ({"mlp_bias": True}, "mlp_bias is True, here it is always False"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', here it is always 'silu'"),
-        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05, here it is always 1e-06"),
         ({"sliding_window": 128}, "sliding_window is 128, here it is always None"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is ['full_attention', 'sliding"),
         ({"no_rope_layers": [1, 0]}, "no_rope_layers is [1, 0]"),

@@ -1,5 +1,6 @@
 """Models survive a trip through their folder, and damage shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.storage.model_folder import load_model, read_config, save_model
 from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer
-from calm_core.transformer.model import Transformer
+from calm_core.transformer.model import Transformer, TransformerConfig
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 
@@ -20,6 +21,16 @@ BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(["a few words, a few more"], 260)
+
+
+def test_the_epsilon_of_norms_is_told_where_it_is_another(tmp_path: Path) -> None:
+    for epsilon, told in ((1e-6, False), (1e-5, True)):
+        model = Transformer(TransformerConfig(11, replace(BACKBONE, norm_epsilon=epsilon)))
+        save_model(model, None, tmp_path, 64)
+        assert ("norm_epsilon" in read_config(tmp_path)["backbone"]) is told
+        loaded = load_model(Transformer, tmp_path)
+        assert loaded.config == model.config
+        assert loaded.backbone.norm.eps == loaded.backbone.layers[0].mlp_norm.eps == epsilon
 
 
 def test_models_survive_their_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
