@@ -1,7 +1,6 @@
 """A model of this project as the reference implementation saves its own, a Transformer as a Llama (``llama``)."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ from calm_core.errors import CalmError
 from calm_core.reference.llama import export_llama
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
-    DTYPES,
-    ORIGIN,
     autoencoder_keys,
     calm_keys,
     reference_names,
 )
+from calm_core.reference.origin import original_types, read_origin
 from calm_core.reference.settings import FIXED
-from calm_core.reference.streamed_weights import StreamedTensor, write_weights
-from calm_core.reference.untrusted_weights import PIECE, read_mapping
+from calm_core.reference.streamed_weights import write_model_weights
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model, read_config, require_new_folder
@@ -36,10 +33,10 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         CalmError: ``destination`` exists, or ``source`` holds no model, or a CALM that the reference has not.
     """
     require_new_folder(destination)
-    kind = read_config(source)["kind"]
+    kind, origin = read_config(source)["kind"], read_origin(source)
     if kind == "transformer":
         with whole_directory(destination) as folder:
-            export_llama(source, folder, _origin(source / ORIGIN))
+            export_llama(source, folder, origin)
         return
     weights: dict[str, Tensor] = {}
     shape: dict[str, Any]
@@ -57,32 +54,14 @@ def export_checkpoint(source: Path, destination: Path) -> None:
         shape = calm_keys(model.config)
     else:
         raise CalmError(f"{source} is of kind {kind!r}; an autoencoder, a CALM or a Transformer is needed")
-    origin = _origin(source / ORIGIN)
-    types = {name: weight.dtype for name, weight in weights.items()}
-    for name, dtype in origin["dtypes"].items():
-        if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
-        # Back to the dtype it was imported from; it became float32 without loss, bar float64.
-        types[name] = DTYPES[dtype]
+    types = original_types(weights, origin, source)
     with whole_directory(destination) as folder:
         # A model that was imported gets its own config.json back, with the keys that mean nothing here; sizes come from
         # the model.
         write_json(folder / "config.json", {**(origin["config"] or FIXED), **shape})
-        # A piece at a time: the model is in memory once, and what has two names is written twice.
-        streamed = {
-            name: StreamedTensor(types[name], weights[name].shape, partial(weights[name].flatten().split, PIECE))
-            for name in sorted(weights)
-        }
-        write_weights(streamed, folder / "model.safetensors", metadata={"format": "pt"})
+        write_model_weights(weights, types, folder)
         if (source / "tokenizer.json").is_file():
             shutil.copy(source / "tokenizer.json", folder)
-
-
-def _origin(path: Path) -> dict[str, Any]:
-    origin = read_mapping(path) if path.is_file() else {}
-    if not all(isinstance(origin.setdefault(key, {}), dict) for key in ("config", "dtypes")):
-        raise CalmError(f"{path} is damaged; delete it to export float32")
-    return origin
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

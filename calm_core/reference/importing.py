@@ -7,20 +7,15 @@ Notable:
 - published language models and their autoencoder are separate, and a config.json names the latter by a folder of the
   machine that trained them: the user names it. Where a file has the autoencoder inside, too, that one counts, as in the
   reference, and the other has to be the same;
-- names and shapes are compared before any number is read; then tensors pass from file to file a piece at a time, so
-  that memory does not grow with the model. They keep 16 bits where they have them: ``load_model`` makes float32 of
-  them without loss, in float32 the folder would be twice as large, and export gives back what came.
+- no more than a piece of a tensor is in memory at a time (``matched``).
 """
 
-import hashlib
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.diffusion_head import DiffusionHeadConfig
@@ -30,37 +25,27 @@ from calm_core.calm.model import AnyHeadConfig, Calm, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import NORM_EPSILON
-from calm_core.reference.llama import import_llama, is_llama
+from calm_core.reference.llama import is_llama, llama_context, llama_weights, match_llama
+from calm_core.reference.matched import Found, matched, require_same, write_found
 from calm_core.reference.names import (
     AUTOENCODER_PREFIX,
-    DTYPES,
     EMBEDDING,
     LANGUAGE_MODEL_PREFIXES,
-    ORIGIN,
     OUTPUT_MATRIX,
     autoencoder_keys,
     calm_keys,
     reference_names,
 )
+from calm_core.reference.origin import origin_of
 from calm_core.reference.settings import norm_epsilon, number, rope_theta, unbuilt
-from calm_core.reference.streamed_weights import StreamedTensor, write_weights
-from calm_core.reference.untrusted_weights import Pickles, Stored, StoredTensor, read_checkpoint
+from calm_core.reference.untrusted_weights import Pickles, Stored, read_checkpoint
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.hub import local_folder
 from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, require_new_folder, save_description
+from calm_core.storage.model_folder import AUTOENCODER, ORIGIN, POST_PROCESSOR, require_new_folder
 from calm_core.tokens.round_trip import told_losses
 from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer, require_fit
-
-HELD: dict[Any, torch.dtype] = {torch.bfloat16: torch.bfloat16, torch.float16: torch.float16}
-"""Types that a model's folder keeps; of all others it has float32."""
-
-
-class Found(NamedTuple):
-    """A model without numbers, on the meta device, and the stored tensor of each of its names."""
-
-    model: Any
-    stored: Stored
+from calm_core.tokens.tokenizer_config import opening_of
 
 
 def import_checkpoint(
@@ -83,8 +68,13 @@ def import_checkpoint(
     if is_llama(weights):
         if autoencoder is not None:
             raise CalmError(f"{source} is a Llama; --autoencoder goes with a CALM")
-        whole = {name: weight.whole() for name, weight in weights.items()}
-        return import_llama(config, whole, _vocabulary(None, tokenizer, place), Path(source), destination)
+        llama = match_llama(config, weights, str(source))
+        vocabulary = _vocabulary(llama, tokenizer, place)
+        with whole_directory(destination) as folder:
+            opening = None if vocabulary is None else opening_of(vocabulary)
+            write_found(llama, vocabulary, folder, llama_context(config, str(source)), opening)
+            write_json(folder / ORIGIN, origin_of(config, llama_weights(config, weights)))
+        return "Transformer, from a Llama"
     # A language model's file may have its autoencoder inside; an autoencoder's file has no prefix.
     own = {name: weight for name, weight in weights.items() if not name.startswith(AUTOENCODER_PREFIX)}
     inner = {name.removeprefix(AUTOENCODER_PREFIX): weights[name] for name in weights.keys() - own.keys()}
@@ -94,8 +84,8 @@ def import_checkpoint(
         alone = match_autoencoder(config, own, str(source))
         vocabulary = _vocabulary(alone, tokenizer, place)
         with whole_directory(destination) as folder:
-            _write(alone, vocabulary, folder)
-            write_json(folder / ORIGIN, _origin(config, own))
+            write_found(alone, vocabulary, folder)
+            write_json(folder / ORIGIN, origin_of(config, own))
         return "autoencoder"
     if autoencoder is None and not inner:
         raise CalmError(
@@ -114,18 +104,20 @@ def import_checkpoint(
         if latent is None:
             latent, inner = other, apart
         else:
-            _require_same(latent, other, f"{source} has an autoencoder of its own, other than {autoencoder}")
+            require_same(latent, other, f"{source} has an autoencoder of its own, other than {autoencoder}")
     assert latent is not None
     model = match_calm(config, own, latent.model.config, str(source))
     vocabulary = _vocabulary(model, tokenizer, *places)
     # The reference counts positions, which are patches; a model's folder here counts tokens.
     positions = max(1, int(number(config, "max_position_embeddings", 2048, str(source))))
     with whole_directory(destination) as folder:
-        _write(model, vocabulary, folder, positions * model.model.config.patch_size)
-        _write(latent, vocabulary, folder / AUTOENCODER)
+        context = positions * model.model.config.patch_size
+        # As the reference feeds its language models: what the tokenizer itself puts around a text, and nothing else.
+        write_found(model, vocabulary, folder, context, document_marks=POST_PROCESSOR)
+        write_found(latent, vocabulary, folder / AUTOENCODER)
         prefixed = {AUTOENCODER_PREFIX + name: weight for name, weight in inner.items()}
-        write_json(folder / ORIGIN, _origin(config, own | prefixed))
-        write_json(folder / AUTOENCODER / ORIGIN, _origin(latent_config, inner))
+        write_json(folder / ORIGIN, origin_of(config, own | prefixed))
+        write_json(folder / AUTOENCODER / ORIGIN, origin_of(latent_config, inner))
     return f"language model with {model.model.config.head.kind} head"
 
 
@@ -133,11 +125,6 @@ def _named(config: dict[str, Any]) -> str:
     """What config.json calls the autoencoder: a folder of the machine that trained the model, which nothing reads."""
     told = [f"{key} {config[key]!r}" for key in ("ae_path", "ae_name_or_path") if config.get(key)]
     return f" (config.json names {', '.join(told) or 'none'})"
-
-
-def _origin(config: dict[str, Any], weights: Stored) -> dict[str, Any]:
-    dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in weights.items()}
-    return {"config": config, "dtypes": {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}}
 
 
 def _vocabulary(found: Found | None, tokenizer: Path | None, *places: Path) -> Tokenizer | None:
@@ -151,31 +138,6 @@ def _vocabulary(found: Found | None, tokenizer: Path | None, *places: Path) -> T
     if found is not None:
         require_fit(vocabulary, found.model.config.vocabulary_size, str(path))
     return vocabulary
-
-
-def _write(found: Found, vocabulary: Tokenizer | None, folder: Path, context_tokens: int | None = None) -> None:
-    # As the reference feeds its language models: what the tokenizer itself puts around a text, and nothing else.
-    marks = POST_PROCESSOR if context_tokens else None
-    save_description(found.model, vocabulary, folder, context_tokens, document_marks=marks)
-    # A file after the other, for of .bin files one is open at a time.
-    in_order = sorted(found.stored.items(), key=lambda item: (item[1].path, item[1].start))
-    weights = {
-        name: StreamedTensor(HELD.get(stored.dtype, torch.float32), stored.shape, stored.pieces)
-        for name, stored in in_order
-    }
-    write_weights(weights, folder / "model.safetensors")
-
-
-def _require_same(first: Found, second: Found, told: str) -> None:
-    """Raise CalmError, which begins with ``told``, unless both models have the same numbers, bar rounding."""
-    if first.model.config != second.model.config:
-        raise CalmError(f"{told}: {first.model.config} and {second.model.config}; leave --autoencoder out to keep it")
-    for name, stored in first.stored.items():
-        for one, other in zip(stored.pieces(), second.stored[name].pieces(), strict=True):
-            # One of the two may have been saved in fewer bits.
-            coarser = max(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-            if not torch.equal(one.to(coarser), other.to(coarser)):
-                raise CalmError(f"{told}: their {name} differ; leave --autoencoder out to keep it")
 
 
 def match_autoencoder(config: dict[str, Any], weights: Stored, source: str) -> Found:
@@ -195,7 +157,7 @@ def match_autoencoder(config: dict[str, Any], weights: Stored, source: str) -> F
     disagreements = _disagreements(config, autoencoder_keys(shape))
     if (epsilon := norm_epsilon(config, source)) != NORM_EPSILON:
         disagreements.append(f"rms_norm_eps is {epsilon!r}, an autoencoder's is always {NORM_EPSILON!r}")
-    return _matched(Autoencoder, shape, weights, disagreements, source)
+    return matched(Autoencoder, shape, reference_names, weights, disagreements, source)
 
 
 def match_calm(config: dict[str, Any], weights: Stored, autoencoder: AutoencoderConfig, source: str) -> Found:
@@ -238,7 +200,7 @@ def match_calm(config: dict[str, Any], weights: Stored, autoencoder: Autoencoder
     disagreements = _disagreements(config, sizes_told | {"head_dim": head_size})
     if (kind := config.get("model_type")) in ("energy", "diffusion", "flow") and kind != shape.head.kind:
         disagreements.append(f"model_type is {kind!r}, the weights have a head of kind {shape.head.kind!r}")
-    return _matched(Calm, shape, weights, disagreements, source)
+    return matched(Calm, shape, reference_names, weights, disagreements, source)
 
 
 def _head_shape(sizes: "_Sizes", latent_size: int, source: str) -> AnyHeadConfig:
@@ -287,58 +249,6 @@ class _Sizes:
         numbers = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in self._weights]
         # Counted by distinct numbers: a gap shows below, as tensors that are missing.
         return len({number[1] for number in numbers if number})
-
-
-def _matched(model_class: Any, shape: Any, weights: Stored, disagreements: list[str], source: str) -> Found:
-    """A model of ``shape`` and its ``weights``, or CalmError with all that is missing, left over or misshapen."""
-    # For names and shapes alone.
-    with torch.device("meta"):
-        model: nn.Module = model_class(shape)
-    own, names = model.state_dict(), reference_names(model)
-    copies = {name: [theirs for theirs in names[name] if theirs in weights] for name in own}
-    # Tools that save no tensor twice drop one copy, with all that stands under its first name.
-    first_names = {name.split(".")[0] for name in weights}
-    # A second copy may be missing: one name of the tied matrix, or the whole second name of the energy head.
-    lacking = [
-        theirs
-        for name, found in copies.items()
-        for theirs in names[name]
-        if theirs not in weights
-        and not (found and (theirs in (EMBEDDING, OUTPUT_MATRIX) or theirs.split(".")[0] not in first_names))
-    ]
-    known = {theirs for group in names.values() for theirs in group}
-    misshapen = [
-        f"{theirs} {list(weights[theirs].shape)} instead of {list(own[name].shape)}"
-        for name, found in copies.items()
-        for theirs in found
-        if weights[theirs].shape != tuple(own[name].shape)
-    ]
-    problems = {
-        "config.json:": disagreements,
-        "lacks": lacking,
-        "has unknown": sorted(set(weights) - known),
-        "wrong shapes:": misshapen,
-        f"neither of {', '.join(DTYPES)}:": sorted(
-            name for name in known & set(weights) if weights[name].dtype not in DTYPES.values()
-        ),
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{problem} {', '.join(names)}" for problem, names in problems.items() if names)
-        raise CalmError(f"{source} is refused: {told}")
-    for first, *others in copies.values():
-        for second in others:
-            # Two names for one tensor may differ in a file that was edited; picking one would change the model.
-            if _digest(weights[second]) != _digest(weights[first]):
-                raise CalmError(f"{source} is refused: {second} differs from {first}; here they are one tensor")
-    return Found(model, {name: weights[found[0]] for name, found in copies.items()})
-
-
-def _digest(weight: StoredTensor) -> tuple[Any, bytes]:
-    """What tells tensors apart; of one at a time, since of .bin files one is open at a time."""
-    digest = hashlib.sha256()
-    for piece in weight.pieces():
-        digest.update(piece.contiguous().view(torch.uint8).numpy().data)
-    return weight.dtype, digest.digest()
 
 
 def _disagreements(config: dict[str, Any], shape: dict[str, Any]) -> list[str]:

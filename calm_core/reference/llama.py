@@ -7,24 +7,24 @@ Notable:
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import nn
 
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.reference.names import DTYPES, ORIGIN
+from calm_core.reference.matched import Found, matched
+from calm_core.reference.origin import original_types
 from calm_core.reference.settings import FIXED, norm_epsilon, number, rope_theta, unbuilt
-from calm_core.storage.atomic import whole_directory
+from calm_core.reference.streamed_weights import write_model_weights
+from calm_core.reference.untrusted_weights import Stored
 from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import load_model, read_config, save_model
-from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, require_fit
-from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, opening_of, tokenizer_config, with_opening
+from calm_core.storage.model_folder import load_model, read_config
+from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer
+from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config, with_opening
 from calm_core.transformer.model import Transformer, TransformerConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -52,20 +52,17 @@ _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 def export_llama(source: Path, folder: Path, origin: dict[str, Any]) -> None:
     """Write the Transformer in the folder ``source`` as a Llama into ``folder``, which is there and empty.
 
-    ``origin`` tells config and dtypes of the checkpoint that it was imported from, if it was.
+    ``origin`` is the model's (``read_origin``).
     """
     model, own = load_model(Transformer, source), read_config(source)
     opening, context = own.get("opening") or (), own["context_tokens"]
     weights = {_llama_name(name): weight for name, weight in model.state_dict().items()}
-    for name, dtype in origin["dtypes"].items():
-        if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
-            raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
-        weights[name] = weights[name].to(DTYPES[dtype])
+    types = original_types(weights, origin, source)
     tokenizer = load_tokenizer(source / TOKENIZER) if (source / TOKENIZER).is_file() else None
-    config = _llama_config(model.config, context, opening, tokenizer)
-    config["dtype"] = str(weights[EMBEDDING].dtype).removeprefix("torch.")
+    config = llama_config(model.config, context, opening, tokenizer)
+    config["dtype"] = str(types[EMBEDDING]).removeprefix("torch.")
     write_json(folder / "config.json", {**origin["config"], **config})
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_model_weights(weights, types, folder)
     if tokenizer is not None:
         with_opening(tokenizer, opening).save(str(folder / TOKENIZER))
         write_json(folder / TOKENIZER_CONFIG, tokenizer_config(tokenizer, context, opening))
@@ -76,34 +73,12 @@ def is_llama(weights: Collection[str]) -> bool:
     return EMBEDDING in weights
 
 
-def import_llama(
-    config: dict[str, Any],
-    weights: Mapping[str, Tensor],
-    tokenizer: Tokenizer | None,
-    source: Path,
-    destination: Path,
-) -> str:
-    """Write the Llama of ``config`` and ``weights``, read from ``source``, as a Transformer; returns what it is.
+def match_llama(config: dict[str, Any], weights: Stored, source: str) -> Found:
+    """The Transformer that ``weights`` make, in Llama's names; ``config`` is its config.json, which has to agree.
 
     Raises:
-        CalmError: it is no Llama, has what no Transformer here has, lacks tensors or has others, or has another
-            vocabulary than ``tokenizer``.
+        CalmError: it is no Llama, has what no Transformer here has, lacks tensors or has others.
     """
-    model = build_transformer(config, weights, str(source))
-    if tokenizer is not None:
-        require_fit(tokenizer, model.config.vocabulary_size, f"the tokenizer of {source}")
-    opening = None if tokenizer is None else opening_of(tokenizer)
-    context = max(1, int(number(config, "max_position_embeddings", 2048, str(source))))
-    dtypes = {name: str(weight.dtype).removeprefix("torch.") for name, weight in _given(config, weights).items()}
-    with whole_directory(destination) as folder:
-        save_model(model, tokenizer, folder, context, opening)
-        others = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
-        write_json(folder / ORIGIN, {"config": config, "dtypes": others})
-    return "Transformer, from a Llama"
-
-
-def build_transformer(config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> Transformer:
-    """The Transformer that ``weights`` make, in Llama's names; ``config`` is its config.json, which has to agree."""
     wrong = unbuilt(config)
     for key, allowed in (("model_type", ("llama",)), ("architectures", ([ARCHITECTURE],))):
         if config.get(key) is not None and config[key] not in allowed:
@@ -138,40 +113,26 @@ def build_transformer(config: dict[str, Any], weights: Mapping[str, Tensor], sou
     embedding, claimed = list(weights[EMBEDDING].shape), [sizes["vocab_size"], sizes["hidden_size"]]
     if embedding != claimed:
         raise CalmError(f"{source} is refused: wrong shapes: {EMBEDDING} {embedding} instead of {claimed}")
-    with torch.device("meta"):
-        model = Transformer(shape)
-    return _filled(model, config, weights, source)
+    return matched(Transformer, shape, llama_names, llama_weights(config, weights), (), source)
 
 
-def _filled(model: Transformer, config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> Transformer:
-    own, given = model.state_dict(), _given(config, weights)
-    named = {_llama_name(name): name for name in own}
-    problems = {
-        "lacks": sorted(named.keys() - given.keys()),
-        "has unknown": sorted(given.keys() - named.keys()),
-        "wrong shapes:": [
-            f"{theirs} {list(given[theirs].shape)} instead of {list(own[ours].shape)}"
-            for theirs, ours in named.items()
-            if theirs in given and given[theirs].shape != own[ours].shape
-        ],
-        f"neither of {', '.join(DTYPES)}:": sorted(n for n, w in given.items() if w.dtype not in DTYPES.values()),
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{problem} {', '.join(names)}" for problem, names in problems.items() if names)
-        raise CalmError(f"{source} is refused: {told}")
-    # Copies, so that the two matrices of a tied one are two.
-    copies = {ours: given[theirs].to(torch.float32, copy=True) for theirs, ours in named.items()}
-    model.load_state_dict(copies, assign=True)
-    return model.eval().requires_grad_(False)
+def llama_context(config: dict[str, Any], source: str) -> int:
+    """The context in tokens; CalmError where ``config`` has no positive number for it."""
+    return max(1, int(number(config, "max_position_embeddings", 2048, source)))
 
 
-def _given(config: dict[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that count, with the output matrix, which is the embedding where ``config`` ties the two."""
+def llama_weights(config: dict[str, Any], weights: Stored) -> Stored:
+    """Those of ``weights`` that count, with the output matrix, which is the embedding where ``config`` ties the two."""
     given = {name: weight for name, weight in weights.items() if not _DERIVED.fullmatch(name)}
     if config.get("tie_word_embeddings") is True:
         # Whether the file repeats it or not: it is what such a Llama computes with.
         given[OUTPUT_MATRIX] = given[EMBEDDING]
     return given
+
+
+def llama_names(model: nn.Module) -> dict[str, list[str]]:
+    """A Transformer's names of its tensors -> Llama's, of which each has one."""
+    return {name: [_llama_name(name)] for name in model.state_dict()}
 
 
 def _llama_name(name: str) -> str:
@@ -180,9 +141,10 @@ def _llama_name(name: str) -> str:
     return name
 
 
-def _llama_config(
-    shape: TransformerConfig, context: int | None, opening: Any, tokenizer: Tokenizer | None
+def llama_config(
+    shape: TransformerConfig, context: int | None, opening: Sequence[int] = (), tokenizer: Tokenizer | None = None
 ) -> dict[str, Any]:
+    """The config.json of the Llama that a Transformer of ``shape`` is, with what its folder tells beside the shape."""
     backbone = shape.backbone
     return {
         "architectures": [ARCHITECTURE],

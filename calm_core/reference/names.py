@@ -15,9 +15,6 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.token_head import TokenHeadConfig
 
-ORIGIN = "reference.json"
-"""Beside an imported model: the config.json it came with, and the tensors that were not float32, for the way back."""
-
 DTYPES = {"float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 _AUTOENCODER = (

@@ -6,12 +6,14 @@ them in memory.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from calm_core.reference.untrusted_weights import PIECE
 from calm_core.storage.atomic import move_into_place, scratch_folder
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -48,3 +50,15 @@ def write_weights(tensors: Mapping[str, StreamedTensor], path: Path, metadata: M
                     # numpy knows no bfloat16: bytes, whatever the numbers are.
                     file.write(piece.to(tensor.dtype).contiguous().view(torch.uint8).numpy().data)
         move_into_place(scratch / path.name, path)
+
+
+def write_model_weights(weights: Mapping[str, Tensor], types: Mapping[str, torch.dtype], folder: Path) -> None:
+    """Write ``weights``, each in its one of ``types``, as the model.safetensors that transformers saves in ``folder``.
+
+    They are in memory once, and a tensor of two names is written twice.
+    """
+    streamed = {
+        name: StreamedTensor(types[name], weights[name].shape, partial(weights[name].flatten().split, PIECE))
+        for name in sorted(weights)
+    }
+    write_weights(streamed, folder / "model.safetensors", metadata={"format": "pt"})

@@ -72,12 +72,6 @@ class StoredTensor:
         except OSError as error:
             raise damaged(self.path, error, "fetch it again") from None
 
-    def whole(self) -> Tensor:
-        """All of it in memory, in its shape; raises CalmError if its type is none of the four."""
-        if not isinstance(self.dtype, torch.dtype):
-            raise CalmError(f"{self.path} is refused: a tensor holds {self.dtype}, neither of {', '.join(_DTYPES)}")
-        return torch.cat([torch.empty(0, dtype=self.dtype), *self.pieces()]).reshape(self.shape)
-
 
 Stored = dict[str, StoredTensor]
 

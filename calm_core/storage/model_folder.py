@@ -27,6 +27,9 @@ Model = TypeVar("Model", bound=nn.Module)
 AUTOENCODER = "autoencoder"
 """The folder of a CALM's autoencoder inside the CALM's own."""
 
+ORIGIN = "reference.json"
+"""A file beside an imported model, for the way back: what it came as (``reference.origin``)."""
+
 POST_PROCESSOR = "post_processor"
 """The value of ``document_marks`` in the config.json of an imported model: its documents are marked by the tokenizer's
 own post-processor, say a BOS before each. Where the key is absent, an end-of-text token follows each document."""

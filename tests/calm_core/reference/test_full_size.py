@@ -1,7 +1,7 @@
 """CALM-M and its autoencoder at their full vocabulary and shapes, in 16 bits and in shards, with random weights.
 
 Two folders as on the hub: the import holds little in memory, the model writes a patch, and the export gives every
-tensor back. Takes 4 GB of disk and 3 GB of memory.
+tensor back. Takes 4 GB of disk and 3 GB of memory. A Llama, as wide as TinyLlama, is imported in as little.
 """
 
 import json
@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
@@ -21,8 +22,11 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.reference.llama import llama_config, llama_names
 from calm_core.reference.names import autoencoder_keys, calm_keys, reference_names
 from calm_core.reference.settings import FIXED
+from calm_core.storage.model_folder import count_parameters
+from calm_core.transformer.model import Transformer, TransformerConfig
 from tests import ROOT, needs_linux
 
 TOKENS, ROWS = 128_256, 128_257
@@ -47,7 +51,7 @@ def peak():
 
 torch.set_num_threads(1)
 before = peak()
-import_checkpoint("model", Path("own"), autoencoder="autoencoder")
+import_checkpoint("model", Path("own"), autoencoder=sys.argv[2] if sys.argv[2:] else None)
 found = {"imported": peak() - before}
 if sys.argv[1] == "whole":
     model = load_language_model("own")
@@ -62,9 +66,10 @@ print(json.dumps(found))
 
 
 def tensors(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Random weights under the reference's names, second copies too."""
+    """Random weights under the reference's names, second copies too, or under Llama's."""
     own = model.state_dict()
-    for number, (name, theirs) in enumerate(reference_names(model).items()):
+    names = llama_names(model) if isinstance(model, Transformer) else reference_names(model)
+    for number, (name, theirs) in enumerate(names.items()):
         draws = torch.Generator().manual_seed(1000 * seed + number)
         weight = torch.empty(own[name].shape, dtype=torch.bfloat16).uniform_(-0.05, 0.05, generator=draws)
         yield from ((each, weight.clone()) for each in theirs)
@@ -110,6 +115,35 @@ def llama_3() -> Tokenizer:
     return tokenizer
 
 
+def measured(folder: Path, *arguments: str) -> dict[str, Any]:
+    """What ``MEASURED`` prints of the checkpoints in ``folder``, in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURED, *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return dict(json.loads(ended.stdout))
+
+
+@needs_linux
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_llama_comes_in_little_memory(suffix: str, tmp_path: Path) -> None:
+    shape = TransformerConfig(32_000, BackboneConfig(2048, 5632, 2, 32, 4, norm_epsilon=1e-5))
+    with torch.device("meta"):
+        llama = Transformer(shape)
+    largest_shard = write_sharded(llama, llama_config(shape, 2048), tmp_path / "model", suffix, 1)
+    assert measured(tmp_path, "import")["imported"] <= largest_shard < 0.8 * 2 * count_parameters(llama)
+    own = load_file(tmp_path / "own/model.safetensors")
+    for name, weight in tensors(llama, 1):
+        (ours,) = (ours for ours, (theirs,) in llama_names(llama).items() if theirs == name)
+        assert torch.equal(own[ours], weight)
+        assert own[ours].dtype == torch.bfloat16
+
+
 @needs_linux
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -124,15 +158,7 @@ def test_calm_m_comes_and_goes(suffix: str, tmp_path: Path) -> None:
     ]
     llama_3().save(str(tmp_path / "model/tokenizer.json"))
     whole = suffix == "safetensors"
-    ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, "whole" if whole else "import"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
+    found = measured(tmp_path, "whole" if whole else "import", "autoencoder")
     assert found["imported"] <= 1.3 * max(shards)
     if not whole:
         return
