@@ -330,7 +330,9 @@ def import_(
 
 @app.command("export-checkpoint")
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder of an autoencoder, a CALM or a Transformer.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of an autoencoder, a CALM or a Transformer, or OWNER/NAME on the hub.")
+    ],
     destination: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
 ) -> None:
     """Write a model as the reference implementation saves its own, a Transformer as a Llama for transformers."""

@@ -18,7 +18,7 @@ from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
 from calm_core.tokens.tokenizer import load_tokenizer
 from calm_core.training.initial import AUTOENCODER, require_unchanged
-from stages.runner.initial import INITIAL, initial_folder
+from stages.runner.initial import INITIAL, initial_base_model, initial_folder
 from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
@@ -57,16 +57,17 @@ def _take_given(params: Params, places: Places) -> None:
         verify_once(processes, verify)
         if not processes.is_first:
             return
-        _write(load_model(Autoencoder, given).to(processes.device), params, places)
+        base = initial_base_model(params.calm.initial, given)
+        _write(load_model(Autoencoder, given).to(processes.device), params, places, base)
     with whole_directory(places.results / "training/autoencoder") as curves:
         # An output of the stage all the same: without points, but no empty folder, which DVC would not restore.
         write_json(curves / "metrics.json", {})
     print(f"the autoencoder is that of {params.calm.initial}; it is not trained")
 
 
-def _write(model: Autoencoder, params: Params, places: Places) -> None:
+def _write(model: Autoencoder, params: Params, places: Places, base_model: str | None = None) -> None:
     quality = reconstruction(model, TokenStream(TOKENS, "test"), params.seed)
-    save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), places.autoencoder)
+    save_model(model, load_tokenizer(TOKENS / "tokenizer.json"), places.autoencoder, base_model=base_model)
     write_json(places.results / "autoencoder.json", {**quality._asdict(), "parameters": count_parameters(model)})
 
 

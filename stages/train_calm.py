@@ -10,13 +10,14 @@ from calm_core.errors import CalmError
 from calm_core.latents.online import OnlineLatents
 from calm_core.latents.shards import LatentCorpus
 from calm_core.params import Params
+from calm_core.storage.base_model import base_model_of
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
 from calm_core.storage.provenance import require_intact, require_latents_of, require_tokenizer_of
 from calm_core.tokens.openings import commonest_document_end
 from calm_core.tokens.shards import TokenStream
 from calm_core.tokens.tokenizer import load_tokenizer
 from calm_core.training.initial import require_agreement, require_unchanged
-from stages.runner.initial import INITIAL, initial_folder
+from stages.runner.initial import INITIAL, initial_base_model, initial_folder
 from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
@@ -59,10 +60,12 @@ def main(params: Params, places: Places = RUN) -> Measured:
     # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)
-    save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening)
+    base = initial_base_model(params.calm.initial, started)
+    save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening, base_model=base)
     if decoded:
         # A CALM is useless without the decoder of its latents, so its folder has both.
-        save_model(autoencoder, tokenizer, model_folder / AUTOENCODER)
+        base = base_model_of(trained, trained)
+        save_model(autoencoder, tokenizer, model_folder / AUTOENCODER, base_model=base)
     else:
         (model_folder / AUTOENCODER).mkdir(exist_ok=True)  # dvc.yaml names it as an output, whatever the head
     return session.finish(params.calm.training_tokens)

@@ -11,7 +11,7 @@ from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer
 from calm_core.training.initial import require_agreement, require_unchanged
 from calm_core.transformer.model import Transformer
 from calm_core.transformer.training import checkpoint_steps, train_transformer
-from stages.runner.initial import INITIAL, initial_folder
+from stages.runner.initial import INITIAL, initial_base_model, initial_folder
 from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage
 from stages.runner.training_session import training_session
@@ -40,7 +40,8 @@ def main(params: Params, places: Places = RUN) -> Measured:
         return {}
     session.write_kept(places.models / "transformer_checkpoints")
     tokenizer = load_tokenizer(TOKENS / "tokenizer.json")
-    save_model(model, tokenizer, places.models / "transformer", context, [end_of_text_id(tokenizer)])
+    base = initial_base_model(params.transformer.initial, started)
+    save_model(model, tokenizer, places.models / "transformer", context, [end_of_text_id(tokenizer)], base_model=base)
     return session.finish(params.transformer.training_tokens)
 
 

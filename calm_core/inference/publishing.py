@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.errors import CalmError, one_line
 from calm_core.inference.language_model import load_language_model
+from calm_core.storage.base_model import BASE_MODEL
 from calm_core.storage.hub import NAME
-from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
+from calm_core.storage.model_folder import AUTOENCODER, ORIGIN, load_model, read_config
 from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer, template_ids
 from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config
 
@@ -32,7 +33,8 @@ LOG_IN = "`hf auth login` (huggingface-cli login in older versions) or HF_TOKEN 
 def publication(folder: Path, name: str) -> dict[str, Content]:
     """What ``publish`` uploads for the model in ``folder``, by path on the hub; reads ``folder`` alone.
 
-    Beside the folder's own files a tokenizer_config.json, for transformers, and the card with ``name`` for the folder
+    Beside the folder's own files, with an imported model's reference.json, by which it is exported as it came, a
+    tokenizer_config.json, for transformers, and the card with ``name`` for the folder
     in the lines that load the model.
 
     Raises:
@@ -47,11 +49,13 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
     else:
         load_language_model(folder.absolute())
     if not (folder / CARD).is_file():
+        base = config.get(BASE_MODEL)
+        of_base = f", with `{BASE_MODEL}: {base}` between two lines of --- at its beginning" if base else ""
         raise CalmError(
             f"{folder / CARD} is missing, the card that says what the model is, of which data and how good; "
-            "`dvc repro model_cards` writes it for models/, for another model write one"
+            f"`dvc repro model_cards` writes it for models/, for another model write one{of_base}"
         )
-    files = ["config.json", "model.safetensors", TOKENIZER]
+    files = ["config.json", "model.safetensors", TOKENIZER, ORIGIN]
     if kind == "calm":
         files += [f"{AUTOENCODER}/{file}" for file in files]
     for file in files:

@@ -20,19 +20,21 @@ from calm_core.reference.origin import original_types, read_origin
 from calm_core.reference.settings import FIXED
 from calm_core.reference.streamed_weights import write_model_weights
 from calm_core.storage.atomic import whole_directory
+from calm_core.storage.hub import local_folder
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model, read_config, require_new_folder
 
 
-def export_checkpoint(source: Path, destination: Path) -> None:
-    """Write the model in the folder ``source`` as the reference implementation saves its own, into a new folder.
+def export_checkpoint(name: str | Path, destination: Path) -> None:
+    """Write the model ``name``, a folder's or the hub's, in the layout of the reference implementation.
 
-    A Transformer becomes a LlamaForCausalLM of the transformers library.
+    ``destination`` is a new folder. A Transformer becomes a LlamaForCausalLM of the transformers library.
 
     Raises:
-        CalmError: ``destination`` exists, or ``source`` holds no model, or a CALM that the reference has not.
+        CalmError: ``destination`` exists, or ``name`` is that of no model, or of a CALM that the reference has not.
     """
     require_new_folder(destination)
+    source = local_folder(name)
     kind, origin = read_config(source)["kind"], read_origin(source)
     if kind == "transformer":
         with whole_directory(destination) as folder:

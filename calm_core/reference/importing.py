@@ -40,7 +40,7 @@ from calm_core.reference.origin import origin_of
 from calm_core.reference.settings import norm_epsilon, number, rope_theta, unbuilt
 from calm_core.reference.untrusted_weights import Pickles, Stored, read_checkpoint
 from calm_core.storage.atomic import whole_directory
-from calm_core.storage.hub import local_folder
+from calm_core.storage.hub import local_folder, repository_of
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, ORIGIN, POST_PROCESSOR, require_new_folder
 from calm_core.tokens.round_trip import told_losses
@@ -63,7 +63,7 @@ def import_checkpoint(
             language model comes without an autoencoder, or with another one than ``autoencoder``.
     """
     require_new_folder(destination)
-    place, pickles = local_folder(source), Pickles()
+    place, pickles, base = local_folder(source), Pickles(), repository_of(source)
     config, weights = read_checkpoint(place, pickles)
     if is_llama(weights):
         if autoencoder is not None:
@@ -72,7 +72,8 @@ def import_checkpoint(
         vocabulary = _vocabulary(llama, tokenizer, place)
         with whole_directory(destination) as folder:
             opening = None if vocabulary is None else opening_of(vocabulary)
-            write_found(llama, vocabulary, folder, llama_context(config, str(source)), opening)
+            context = llama_context(config, str(source))
+            write_found(llama, vocabulary, folder, context, opening, base_model=base)
             write_json(folder / ORIGIN, origin_of(config, llama_weights(config, weights)))
         return "Transformer, from a Llama"
     # A language model's file may have its autoencoder inside; an autoencoder's file has no prefix.
@@ -84,7 +85,7 @@ def import_checkpoint(
         alone = match_autoencoder(config, own, str(source))
         vocabulary = _vocabulary(alone, tokenizer, place)
         with whole_directory(destination) as folder:
-            write_found(alone, vocabulary, folder)
+            write_found(alone, vocabulary, folder, base_model=base)
             write_json(folder / ORIGIN, origin_of(config, own))
         return "autoencoder"
     if autoencoder is None and not inner:
@@ -92,7 +93,7 @@ def import_checkpoint(
             f"{source} is a language model without its autoencoder: name that by --autoencoder{_named(config)}"
         )
     latent_config: dict[str, Any] = {}
-    places = [place]
+    places, latent_base = [place], base
     # Without a config: config.json describes the language model, and shapes are enough for the autoencoder.
     latent = match_autoencoder({}, inner, f"{source} ({AUTOENCODER_PREFIX}*)") if inner else None
     if autoencoder is not None:
@@ -102,7 +103,7 @@ def import_checkpoint(
             raise CalmError(f"{autoencoder} is a language model; --autoencoder takes its autoencoder's checkpoint")
         other = match_autoencoder(latent_config, apart, str(autoencoder))
         if latent is None:
-            latent, inner = other, apart
+            latent, inner, latent_base = other, apart, repository_of(autoencoder)
         else:
             require_same(latent, other, f"{source} has an autoencoder of its own, other than {autoencoder}")
     assert latent is not None
@@ -113,8 +114,8 @@ def import_checkpoint(
     with whole_directory(destination) as folder:
         context = positions * model.model.config.patch_size
         # As the reference feeds its language models: what the tokenizer itself puts around a text, and nothing else.
-        write_found(model, vocabulary, folder, context, document_marks=POST_PROCESSOR)
-        write_found(latent, vocabulary, folder / AUTOENCODER)
+        write_found(model, vocabulary, folder, context, document_marks=POST_PROCESSOR, base_model=base)
+        write_found(latent, vocabulary, folder / AUTOENCODER, base_model=latent_base)
         prefixed = {AUTOENCODER_PREFIX + name: weight for name, weight in inner.items()}
         write_json(folder / ORIGIN, origin_of(config, own | prefixed))
         write_json(folder / AUTOENCODER / ORIGIN, origin_of(latent_config, inner))

@@ -113,9 +113,10 @@ def write_found(
     context_tokens: int | None = None,
     opening: Sequence[int] | None = None,
     document_marks: str | None = None,
+    base_model: str | None = None,
 ) -> None:
     """Write a model's folder as ``save_model`` does, but for weights of 16 bits, which it keeps."""
-    save_description(found.model, tokenizer, folder, context_tokens, opening, document_marks)
+    save_description(found.model, tokenizer, folder, context_tokens, opening, document_marks, base_model)
     weights = {
         name: StreamedTensor(HELD.get(stored.dtype, torch.float32), stored.shape, stored.pieces)
         for name, stored in sorted(found.stored.items(), key=_file_and_name)

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from calm_core.storage.base_model import BASE_MODEL
 from calm_core.storage.hub import NAME
 
 TITLES = {
@@ -58,6 +59,11 @@ print(model.generate(["The bucket"], tokens=32, temperature=0.5, seed=0))""",
 }
 _LOADING["transformer"] = _LOADING["calm"].replace("models/calm", "models/transformer")
 
+_NO_SHAPE = ("kind", BASE_MODEL)
+"""Keys of config.json that stand elsewhere on a card."""
+
+_LICENCE = "What may be done with these weights is for the makers of that model to say: this card names no licence."
+
 _MEASURED = {
     "autoencoder": "at the end of its training (stage `train_autoencoder`, results/autoencoder.json)",
     "calm": "after the training (stages `evaluate_calm` and `evaluate_brierlm`, results/brierlm.json)",
@@ -79,11 +85,16 @@ def render_model_card(
     split = results.get("split", "test")
     about = _ABOUT_TOKEN_HEAD if kind == "calm" and config["head"]["kind"] == "tokens" else _ABOUT[kind]
     train, held_out = corpus["splits"]["train"], corpus["splits"][split]
+    base, is_trained = config.get(BASE_MODEL), kind != "autoencoder" or not params.get("initial")
     header = ModelCardData(
-        license="mit",
+        # Of weights that came from elsewhere the licence is not ours to give.
+        license=None if params.get("initial") else "mit",
         library_name="calm_core",
         tags=sorted({"calm", "arxiv:2510.27688", kind}),
         model_name=TITLES[kind],
+        base_model=base,
+        # The hub has no word for a model that was taken as it is.
+        base_model_relation="finetune" if base and is_trained else None,
         eval_results=_evaluations(kind, corpus["source"], split, results),
     )
     lines = [
@@ -113,27 +124,29 @@ def render_model_card(
         *_table({key: value for key, value in results.items() if not _is_table(value)}),
         "",
         "## Shape",
-        *_table(_flat({key: value for key, value in config.items() if key != "kind" and value is not None})),
+        *_table(_flat({key: config[key] for key in config if key not in _NO_SHAPE and config[key] is not None})),
         "",
         "## Training",
-        *_training(kind, params),
+        *_training(kind, params, base),
         "",
         "A model of this size writes text that is neither true nor safe to act on; it is here to be measured.",
     ]
     return str(ModelCard("\n".join(lines) + "\n"))
 
 
-def _training(kind: str, params: dict[str, Any]) -> list[str]:
+def _training(kind: str, params: dict[str, Any], base: str | None) -> list[str]:
     named = params.get("initial") or ""
     # A name that may be the hub's as it is, but of a folder its own alone: what lies above it is of one machine.
     initial = _text(named if NAME.fullmatch(named) else Path(named).name)
     settings = _table({key: value for key, value in params.items() if key != "initial"})
     if not initial:
         return settings
+    # A folder's name tells others nothing.
+    whence = f"`{initial}`" if base is None or named.partition("@")[0] == base else f"`{initial}`, of `{_text(base)}`"
     if kind == "autoencoder":
-        return [f"None here: it came with the CALM `{initial}`, and is as it was there."]
-    told = f"Not from the beginning: it went on from `{initial}`. Data, steps and compute are of that part alone."
-    return [told, "", *settings]
+        return [f"None here: it came with the CALM {whence}, and is as it was there. {_LICENCE}"]
+    told = f"Not from the beginning: it went on from {whence}. Data, steps and compute are of that part alone."
+    return [f"{told} {_LICENCE}", "", *settings]
 
 
 def _evaluations(kind: str, source: str, split: str, results: dict[str, Any]) -> list[EvalResult]:

@@ -46,6 +46,12 @@ def local_folder(name: str | Path) -> Path:
     return folder
 
 
+def repository_of(name: str | Path) -> str | None:
+    """OWNER/NAME of a ``name`` that ``local_folder`` takes for one on the hub; None where it is a folder."""
+    found = None if Path(name).is_dir() else NAME.fullmatch(str(name))
+    return found and found["repository"]
+
+
 def _is_path(name: Path) -> bool:
     return name.exists() or name.parent.exists() or name.parts[0] == "models"
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from calm_core.errors import CalmError, one_line
 from calm_core.storage.atomic import move_into_place, scratch_folder
+from calm_core.storage.base_model import BASE_MODEL
 from calm_core.storage.json_io import read_json, write_json
 from calm_core.storage.tensors import load_tensors, save_tensors
 
@@ -44,13 +45,14 @@ def save_model(
     folder: Path,
     context_tokens: int | None = None,
     opening: Sequence[int] | None = None,
+    base_model: str | None = None,
 ) -> None:
     """Write a model whose ``config`` is a dataclass into ``folder``, each file atomically.
 
     ``context_tokens`` is the context that a language model was trained with, ``opening`` the token ids of a patch that
-    stand before its prompts (``tokens.openings``).
+    stand before its prompts (``tokens.openings``), ``base_model`` the model of the hub that it was made from.
     """
-    save_description(model, tokenizer, folder, context_tokens, opening)
+    save_description(model, tokenizer, folder, context_tokens, opening, base_model=base_model)
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     save_tensors(weights, folder / "model.safetensors")
 
@@ -62,6 +64,7 @@ def save_description(
     context_tokens: int | None = None,
     opening: Sequence[int] | None = None,
     document_marks: str | None = None,
+    base_model: str | None = None,
 ) -> None:
     """Write what ``save_model`` writes, bar the weights; ``document_marks`` is ``POST_PROCESSOR`` or None."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,8 @@ def save_description(
     kind = type(model).__name__.lower()
     about = {"kind": kind, "context_tokens": context_tokens, "opening": None if opening is None else list(opening)}
     marks = {} if document_marks is None else {"document_marks": document_marks}
-    write_json(folder / "config.json", {**about, **marks, **asdict(config, dict_factory=_told)})
+    base = {} if base_model is None else {BASE_MODEL: base_model}
+    write_json(folder / "config.json", {**about, **marks, **base, **asdict(config, dict_factory=_told)})
     if tokenizer is not None:
         # tokenizer.save is not atomic by itself.
         with scratch_folder(folder) as scratch:
@@ -105,7 +109,7 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
     if values.pop("kind") != kind:
         raise CalmError(f"{folder} holds no model of kind {kind!r}; see its config.json")
     del values["context_tokens"]
-    for key in ("opening", "document_marks"):  # folders of earlier versions have none
+    for key in ("opening", "document_marks", BASE_MODEL):  # folders of earlier versions have none
         values.pop(key, None)
     weights = load_tensors(
         folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"

@@ -9,6 +9,7 @@ from typing import Literal
 
 from calm_core.errors import CalmError
 from calm_core.params import Params
+from calm_core.storage.base_model import base_model_of
 from stages.runner.users_tree import in_users_tree, users_tree
 
 Section = Literal["calm", "transformer"]
@@ -43,3 +44,11 @@ def initial_folder(section: Section, params: Params) -> Path | None:
     if own := next((own for own in _OWN if folder.resolve().is_relative_to((tree / own).resolve())), None):
         raise CalmError(f"{section}.initial is {name}, but the run writes {own} anew; copy the model to another folder")
     return folder
+
+
+def initial_base_model(name: str, folder: Path | None) -> str | None:
+    """What a model that goes on from the one in ``folder``, which ``name`` names, has for its ``base_model``."""
+    if folder is None:
+        return None
+    with in_users_tree():
+        return base_model_of(name, folder)

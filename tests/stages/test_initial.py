@@ -29,12 +29,15 @@ from stages import (
     train_calm,
     train_transformer,
 )
+from stages.runner.initial import initial_base_model, initial_folder
 from stages.runner.resume import folder_of
 from tests.reliability.support.stage_processes import make_project
 from tests.support.hub_server import hub_on_loopback, use_hub
 
 TRAININGS = (train_autoencoder, encode_corpus, train_calm, train_transformer)
 LATENT, TOKENS = "energy", "tokens"
+BASES = {"calm": "someone/base", "transformer": "someone/llama", "autoencoder": "someone/autoencoder"}
+"""What given/MODEL was made from; the last is taken by no run, which takes the one in given/calm."""
 
 
 @pytest.fixture(scope="module", params=[LATENT, TOKENS])
@@ -54,6 +57,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for stage in (check_params, digest_corpus, tokenise, match_compute, *TRAININGS):
             stage.main(load_params())
         (folder / "models").rename(folder / "given")
+        for given, base in BASES.items():
+            config = folder / "given" / given / "config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "base_model": base}))
         for made in ("data", "results", ".checkpoints"):
             shutil.rmtree(folder / made)
         values.update(seed=5)
@@ -94,6 +100,30 @@ def test_weights_are_those_of_the_given_model(trained: Path, model: str) -> None
         # The rates are too small for any weight but one of zero, which is of no size either.
         assert torch.allclose(weight, after[name], rtol=0, atol=1e-30), name
     assert load_params(trained / "params.yaml").seed == 5  # a fresh one would be another
+
+
+def base_of(folder: Path) -> str | None:
+    base = json.loads((folder / "config.json").read_text()).get("base_model")
+    assert base is None or isinstance(base, str)
+    return base
+
+
+def test_what_a_model_was_made_from_is_handed_on(trained: Path) -> None:
+    models = trained / "models"
+    assert (base_of(models / "calm"), base_of(models / "transformer")) == ("someone/base", "someone/llama")
+    # A run's own autoencoder was made from none, nor is there one in the given CALM that was.
+    assert base_of(models / "autoencoder") is None
+
+
+def test_the_autoencoder_that_came_with_a_calm_tells_its_own(project: Path) -> None:
+    given = project / "given/calm/autoencoder/config.json"
+    if not of_latents(project):
+        return
+    given.write_text(json.dumps({**json.loads(given.read_text()), "base_model": "someone/coder"}))
+    digest_corpus.main(load_params())
+    for stage in TRAININGS[:3]:
+        stage.main(load_params())
+    assert base_of(project / "models/autoencoder") == base_of(project / "models/calm/autoencoder") == "someone/coder"
 
 
 def test_an_autoencoder_of_latents_stays_and_is_measured(trained: Path) -> None:
@@ -149,6 +179,9 @@ def test_models_are_found_from_a_copy_of_the_tree(project: Path, monkeypatch: py
     monkeypatch.chdir(copy)
     digest_corpus.main(load_params())
     assert {path.name: path.read_bytes() for path in Path("data/initial").iterdir()} == expected
+    folder = initial_folder("calm", load_params())
+    assert initial_base_model("given/calm", folder) == "someone/base"  # and no model of that name on the hub
+    assert initial_base_model("", None) is None
 
 
 def test_a_model_on_the_hub_is_as_one_in_a_folder(
@@ -179,6 +212,7 @@ def test_a_model_on_the_hub_is_as_one_in_a_folder(
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     train_calm.main(load_params())  # from the cache
+    assert base_of(project / "models/calm") == "someone/calm"
     values["calm"].update(initial="someone/else")
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(CalmError, match=r"^calm\.initial: someone/else is no folder here; the Hugging Face hub"):

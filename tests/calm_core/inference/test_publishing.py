@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
@@ -18,10 +19,14 @@ from calm_core.inference.language_model import load_language_model
 from calm_core.inference.publishing import publication, publish, sizes
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
+from calm_core.reference.exporting import export_checkpoint
+from calm_core.reference.importing import import_checkpoint
 from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
 from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
+from tests.calm_core.reference.reference_data import reference_weights, write_reference
+from tests.calm_core.reference.test_newer_configs import vocabulary
 from tests.support.hub_server import Hub, hub_on_loopback, use_hub
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
@@ -47,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(transformer, tokenizer, folder / "transformer", 24, [1])
     for kind in ("calm", "autoencoder", "transformer"):
         (folder / kind / "README.md").write_text(f'---\nlicense: mit\n---\nload("models/{kind}"), ü')
-        for stray in ("checkpoints/1.safetensors", "results.json", "reference.json", ".env", "autoencoder/notes.txt"):
+        for stray in ("checkpoints/1.safetensors", "results.json", ".env", "autoencoder/notes.txt"):
             (folder / kind / stray).parent.mkdir(exist_ok=True)
             (folder / kind / stray).write_text("not the model's")
     return folder
@@ -92,6 +97,57 @@ def test_files_are_those_of_the_folder_and_the_card_names_the_model(models: Path
         assert published[name] == (models / "calm" / name).read_bytes()
     assert published["README.md"].decode() == '---\nlicense: mit\n---\nload("someone/model"), ü'
     assert sizes(contents) == {name: len(content) for name, content in published.items()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def publish_with_card(folder: Path, name: str, base: str) -> None:
+    """Publish the imported model in ``folder`` as its user does, who is told what its card has to say."""
+    told = refusal(folder, name)
+    assert "README.md is missing, the card that says what" in told
+    assert f"for another model write one, with `base_model: {base}` between two lines of ---" in told
+    (folder / "README.md").write_text(f"---\nbase_model: {base}\n---\nAs it was.")
+    publish(publication(folder, name), name)
+
+
+def test_an_imported_calm_is_exported_from_the_hub_as_it_came(hub: Hub, tmp_path: Path) -> None:
+    weights = {name: weight.bfloat16() for name, weight in reference_weights("energy").items()}
+    source = write_reference("energy", tmp_path, weights)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    vocabulary(96).save(str(source / "tokenizer.json"))
+    (source / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | {"mine": [1]}))
+    hub.models["author/CALM"] = files(source)
+    import_checkpoint("author/CALM", tmp_path / "own")
+    publish_with_card(tmp_path / "own", "someone/model", "author/CALM")
+    assert hub.models["someone/model"].keys() == OF_A_MODEL | INNER | {"reference.json", "autoencoder/reference.json"}
+    for place, name in (("here", tmp_path / "own"), ("hub", "someone/model")):
+        export_checkpoint(name, tmp_path / place)
+    assert files(tmp_path / "hub") == files(tmp_path / "here")
+    assert (tmp_path / "hub/model.safetensors").read_bytes() == hub.models["author/CALM"]["model.safetensors"]
+    assert json.loads((tmp_path / "hub/config.json").read_text()) == json.loads((source / "config.json").read_text())
+    # And so is the autoencoder in it.
+    for place, name in (("here", tmp_path / "own"), ("hub", local_folder("someone/model"))):
+        export_checkpoint(Path(name) / AUTOENCODER, tmp_path / f"{place} alone")
+    assert files(tmp_path / "hub alone") == files(tmp_path / "here alone")
+
+
+def test_an_imported_llama_is_exported_from_the_hub_as_it_came(hub: Hub, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 270, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=2, rms_norm_eps=1e-5, pretraining_tp=7)
+    LlamaForCausalLM(config).half().save_pretrained(tmp_path / "llama")
+    train_tokenizer(["the name of the bucket"], 270).save(str(tmp_path / "llama/tokenizer.json"))
+    hub.models["author/Llama"] = files(tmp_path / "llama")
+    import_checkpoint("author/Llama@main", tmp_path / "own")
+    publish_with_card(tmp_path / "own", "someone/model", "author/Llama")
+    for place, name in (("here", tmp_path / "own"), ("hub", "someone/model")):
+        export_checkpoint(name, tmp_path / place)
+    assert files(tmp_path / "hub") == files(tmp_path / "here")
+    came, went = (load_file(tmp_path / name / "model.safetensors") for name in ("llama", "hub"))
+    assert came.keys() == went.keys()
+    assert all(torch.equal(came[name], went[name]) and went[name].dtype == torch.float16 for name in came)
+    assert LlamaConfig.from_pretrained(tmp_path / "hub").pretraining_tp == 7
 
 
 def test_an_autoencoder_goes_alone(models: Path, hub: Hub) -> None:

@@ -15,7 +15,7 @@ from calm_core.cli import main
 from calm_core.errors import CalmError
 from calm_core.reference.exporting import export_checkpoint
 from calm_core.reference.importing import import_checkpoint
-from calm_core.storage.model_folder import AUTOENCODER, load_model
+from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
 from tests.calm_core.reference.reference_data import reference_weights, write_reference
 from tests.calm_core.reference.test_newer_configs import vocabulary
 from tests.calm_core.tokens.published import write
@@ -175,3 +175,5 @@ def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for offline in (False, True):
         export_checkpoint(Path(f"own {offline}"), Path(f"back {offline}"))
         assert same(load_file(f"back {offline}/model.safetensors"), reference_weights("energy"))
+        for inner, base in (("", "someone/CALM"), (AUTOENCODER, "someone/Autoencoder")):
+            assert read_config(Path(f"own {offline}") / inner)["base_model"] == base

@@ -113,6 +113,38 @@ def test_a_card_says_what_the_training_went_on_from() -> None:
     assert "it went on from `someone/model@v1`." in text
 
 
+@pytest.mark.parametrize(
+    ("initial", "whence"),
+    [
+        ("someone/base", "`someone/base`"),
+        ("someone/base@v1", "`someone/base@v1`"),
+        ("/home/somebody/imported", "`imported`, of `someone/base`"),
+        ("imported/model", "`imported/model`, of `someone/base`"),
+    ],
+)
+def test_the_hub_finds_what_a_model_was_trained_on_from(initial: str, whence: str) -> None:
+    config, params = {**CONFIG, "base_model": "someone/base"}, {"initial": initial, "steps": 2000}
+    for kind in ("calm", "transformer"):
+        text = render_model_card(kind, config, CORPUS, params, RESULTS)
+        data = ModelCard(text).data
+        assert (data.base_model, data.get("base_model_relation")) == ("someone/base", "finetune")
+        assert data.license is None  # that of the other model's makers, which nobody told here
+        assert f"it went on from {whence}. Data" in text
+        assert "this card names no licence" in text
+        assert not {"base_model", "initial"} & rows(text).keys()
+    text = render_model_card("autoencoder", config, CORPUS, {"initial": initial}, {"token_accuracy": 0.5})
+    data = ModelCard(text).data
+    assert (data.base_model, data.get("base_model_relation"), data.license) == ("someone/base", None, None)
+    assert f"it came with the CALM {whence}, and is as it was there." in text
+
+
+@pytest.mark.parametrize("initial", ["", "imported"])
+def test_a_model_of_no_base_names_none(initial: str) -> None:
+    found = header(render_model_card("calm", CONFIG, CORPUS, {"initial": initial}, RESULTS))
+    assert not {"base_model", "base_model_relation"} & found.keys()
+    assert ("license" in found) is (not initial)
+
+
 @pytest.mark.parametrize("kind", TITLES)
 def test_code_that_loads_the_model_names_what_exists(kind: str) -> None:
     code = card(kind).split("```python\n")[1].split("```")[0]
