@@ -38,6 +38,8 @@ class Piece:
     steps: int
     samples: int
     """Samples of the head, or tokens of a Transformer."""
+    inexact_steps: int
+    """Steps in which a temperature below 1 was approximated."""
     seconds: float
     """The model's own sampling time, the reading of the prompt included."""
     tokens_per_second: float
@@ -107,6 +109,7 @@ class _Writer:
             tokens=self.shown,
             steps=self.taken,
             samples=continuation.draws,
+            inexact_steps=continuation.inexact_steps,
             seconds=self.seconds,
             tokens_per_second=self.shown / self.seconds if self.seconds else 0.0,
             finish_reason=continuation.finish_reason,

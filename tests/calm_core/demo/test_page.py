@@ -56,6 +56,7 @@ def test_both_texts_are_seen_to_grow(
         page.evaluate("document.getElementById('prompt').select()")
         page.type(HOSTILE)
         assert page.evaluate("document.getElementById('draws').disabled")  # N says nothing at T = 1
+        assert page.evaluate("document.getElementById('approximate').hidden")
         field("tokens", "1000000")
         page.click("#write")
         for least in (2, 5):
@@ -64,11 +65,13 @@ def test_both_texts_are_seen_to_grow(
         page.click("#stop")
         page.until("document.getElementById('told').textContent === 'stopped'")
         assert page.evaluate("document.querySelector('.model .prompt').textContent") == HOSTILE
+        assert not page.evaluate("document.querySelector('#models').textContent.includes('approximated')")
         assert page.evaluate("document.getElementById('taken')") is None
 
         # The stop was one: the next text has its turn, and comes to its end.
         field("temperature", "0.5")
         assert not page.evaluate("document.getElementById('draws').disabled")
+        assert not page.evaluate("document.getElementById('approximate').hidden")
         field("draws", "20")
         field("tokens", "12")
         field("seed", "3")
@@ -84,7 +87,7 @@ def test_both_texts_are_seen_to_grow(
             assert len(shown) == len(alone) == 12
             said = page.evaluate(f"document.querySelectorAll('.count')[{number}].textContent")
             assert said.startswith(f"12 tokens in {12 // size} steps")
-            assert ("120 samples" in said) is (number == 0)
+            assert ("6 steps (T approximated in 6), 120 samples" in said) is (number == 0)
             speed = page.evaluate(f"document.querySelectorAll('.speed')[{number}].textContent")
             assert speed.endswith(" tokens/s")
 
