@@ -24,7 +24,13 @@ from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model, read_config, save_model
 from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer, require_fit
-from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, opening_of, tokenizer_config, with_opening
+from calm_core.tokens.tokenizer_config import (
+    TOKENIZER_CONFIG,
+    opening_of,
+    prompt_opening,
+    tokenizer_config,
+    with_opening,
+)
 from calm_core.transformer.model import Transformer, TransformerConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -55,13 +61,14 @@ def export_llama(source: Path, folder: Path, origin: dict[str, Any]) -> None:
     ``origin`` tells config and dtypes of the checkpoint that it was imported from, if it was.
     """
     model, own = load_model(Transformer, source), read_config(source)
-    opening, context = own.get("opening") or (), own["context_tokens"]
+    context = own["context_tokens"]
     weights = {_llama_name(name): weight for name, weight in model.state_dict().items()}
     for name, dtype in origin["dtypes"].items():
         if name not in weights or not isinstance(dtype, str) or dtype not in DTYPES:
             raise CalmError(f"{source / ORIGIN} is damaged: {name!r} is {dtype!r}; delete it to export float32")
         weights[name] = weights[name].to(DTYPES[dtype])
     tokenizer = load_tokenizer(source / TOKENIZER) if (source / TOKENIZER).is_file() else None
+    opening = own.get("opening") or () if tokenizer is None else prompt_opening(own, tokenizer)
     config = _llama_config(model.config, context, opening, tokenizer)
     config["dtype"] = str(weights[EMBEDDING].dtype).removeprefix("torch.")
     write_json(folder / "config.json", {**origin["config"], **config})
