@@ -60,8 +60,8 @@ def main(params: Params, places: Places = RUN) -> Measured:
     # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)
-    marks = kind_of_tokens(TOKENS)
-    save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening, marks)
+    kind = kind_of_tokens(TOKENS)
+    save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening, document_marks=kind)
     if decoded:
         # A CALM is useless without the decoder of its latents, so its folder has both.
         save_model(autoencoder, tokenizer, model_folder / AUTOENCODER)

@@ -41,10 +41,10 @@ def main(params: Params, places: Places = RUN) -> Measured:
         return {}
     session.write_kept(places.models / "transformer_checkpoints")
     tokenizer = load_tokenizer(TOKENS / "tokenizer.json")
-    marks = marks_of_tokens(TOKENS)
+    marks, kind = marks_of_tokens(TOKENS), kind_of_tokens(TOKENS)
     # A document that begins with a token of its own needs none before it.
     opening = None if marks.before else [marks.filler]
-    save_model(model, tokenizer, places.models / "transformer", context, opening, kind_of_tokens(TOKENS))
+    save_model(model, tokenizer, places.models / "transformer", context, opening, document_marks=kind)
     return session.finish(params.transformer.training_tokens)
 
 
