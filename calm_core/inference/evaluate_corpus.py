@@ -26,7 +26,7 @@ from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
 from calm_core.tokens.batch_encoding import EncodedDocuments, encode_documents
 from calm_core.tokens.blocks import EvaluationBlocks
-from calm_core.tokens.document_marks import end_of_text_marks
+from calm_core.tokens.document_marks import document_marks, kind_of_tokens
 from calm_core.tokens.round_trip import told_changes
 from calm_core.tokens.shards import TokenStream, TokenWriter
 
@@ -194,6 +194,6 @@ def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:
         language_model.tokenizer.save(own.name)
         if sha256(Path(own.name)) != sha256(folder / "tokenizer.json"):
             raise CalmError(f"{folder} was made by another tokenizer than the model's; evaluate on its text instead")
-    if language_model.document_marks != end_of_text_marks(language_model.tokenizer):
-        raise CalmError(f"{folder} has an end-of-text token after each document, the model none; evaluate on its text")
+    if language_model.document_marks != document_marks(kind := kind_of_tokens(folder), language_model.tokenizer):
+        raise CalmError(f"{folder} has documents marked by {kind}, unlike the model's; evaluate on its text instead")
     return TokenStream(folder, "test")

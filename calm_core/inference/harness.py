@@ -23,7 +23,6 @@ from calm_core.errors import CalmError
 from calm_core.inference.decoding import Sampling, align_prompts
 from calm_core.inference.language_model import LanguageModel, load_language_model
 from calm_core.runtime.device import DeviceName
-from calm_core.tokens.tokenizer import end_of_text_id
 from calm_core.transformer.model import Transformer
 
 GREEDY = 1e-4
@@ -138,9 +137,9 @@ def _require_likelihood(language_model: LanguageModel) -> None:
 def _logits(language_model: LanguageModel, before: list[int], piece: list[int]) -> Tensor:
     """Logits of each token of ``piece``, given those before it, [tokens, vocabulary] float32."""
     model, patch_size = language_model.model, language_model.patch_size
-    end_of_text = end_of_text_id(language_model.tokenizer)
-    read = align_prompts([before], patch_size, end_of_text, language_model.opening).token_ids
-    filled = torch.tensor([piece + [end_of_text] * (-len(piece) % patch_size)])
+    filler = language_model.document_marks.filler
+    read = align_prompts([before], patch_size, filler, language_model.opening).token_ids
+    filled = torch.tensor([piece + [filler] * (-len(piece) % patch_size)])
     token_ids = torch.cat([read, filled], dim=1).to(language_model.device)
     if isinstance(model, Transformer):
         return model(token_ids[:, :-1])[0, read.shape[1] - 1 :].float()

@@ -97,7 +97,7 @@ class LanguageModel:
         end_of_text, marks = end_of_text_id(self.tokenizer), self.document_marks
         ends = {end_of_text, *marks.before[:1], *marks.after[:1]}
         # A model that saw no end of text knows nothing of that token, whose embedding is as it was initialised.
-        filler = marks.before[0] if marks.before else end_of_text
+        filler = marks.filler
         read = [self.read_part(prompt) for prompt in prompts]
         on_cpu = align_prompts(read, self.patch_size, filler, self.opening)
         aligned = Prompts(*(part.to(self.device) for part in on_cpu))
