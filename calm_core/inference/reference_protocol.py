@@ -115,9 +115,10 @@ def block_starts(document_ends: Tensor) -> Tensor:
     ends = document_ends[JOINED_DOCUMENTS - 1 :: JOINED_DOCUMENTS].tolist()
     if len(document_ends) % JOINED_DOCUMENTS:
         ends.append(int(document_ends[-1]))
-    starts = [0, *ends[:-1]]
-    whole = [torch.arange(start, end - BLOCK_TOKENS + 1, BLOCK_TOKENS) for start, end in zip(starts, ends, strict=True)]
-    return torch.cat(whole)
+    found: list[int] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        found += range(start, end - BLOCK_TOKENS + 1, BLOCK_TOKENS)
+    return torch.tensor(found, dtype=torch.int64)
 
 
 @torch.no_grad()
