@@ -324,7 +324,11 @@ def evaluate(
         typer.echo(json.dumps(results))
         return
     interval = results["brierlm_ci95"]
-    told = "[{:.2f}, {:.2f}]".format(*interval) if interval else "(one document: no interval)"
+    told = "(one document: no interval)"
+    if interval:
+        told = "[{:.2f}, {:.2f}]".format(*interval)
+    elif by_reference and min(results["brier"]) < 0:
+        told = "(no score: a mean below 0, and two of them make a positive product)"
     typer.echo(f"BrierLM {results['brierlm']:.2f} {told}")
     typer.echo("Brier-1 to Brier-4: " + ", ".join(f"{score:.5f}" for score in results["brier"]))
     if "cross_entropy_nats" in results:

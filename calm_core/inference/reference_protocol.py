@@ -15,7 +15,7 @@ reference does not count: of the mean of a patch's latent, and of a sample of it
 Notable:
 - a block is a function of the text, the model, the seed and its number, and is on disk once it is done: a killed run
   goes on with the next one, to the same bytes;
-- the interval is this project's own, over documents (``evaluation.intervals``).
+- the interval is this project's own, over documents (``evaluation.intervals``); there is none where a mean is below 0.
 """
 
 import hashlib
@@ -94,6 +94,8 @@ def evaluate_by_reference(
         "protocol": PROTOCOL,
         **score._asdict(),
         "brierlm": brierlm_of(score.brier),
+        # Two means below 0 make a score by the reference's formula; the interval is of this project's, which is 0.
+        "brierlm_ci95": score.brierlm_ci95 if min(score.brier) >= 0 else None,
         "blocks": len(starts),
         "tokens": count,
         "reconstruction_of_mean": sum(block.rebuilt_of_mean for block in blocks) / count,

@@ -125,13 +125,16 @@ def test_results_of_the_protocols_are_in_folders_of_their_own(
 ) -> None:
     results = {"brierlm": 5.7167, "brierlm_ci95": [5.5, 5.9], "brier": [0.2, 0.1, 0.05, 0.03], "positions": 2047,
                "documents": 2, "reconstruction_of_mean": 0.99987, "reconstruction_of_sample": 0.5}  # fmt: skip
-    measured = mock.Mock(return_value=results)
+    negative = {"brierlm": 53.0, "brierlm_ci95": None, "brier": [-0.53] * 4}
+    measured = mock.Mock(side_effect=[results, results | negative])
     monkeypatch.setattr("calm_core.inference.reference_protocol.evaluate_by_reference", measured)
     command = ("evaluate", "--model", "models/calm", "--corpus", "text.jsonl", "--protocol", "reference")
     assert run(*command, "--tokens", "9000", "--seed", "5", "--text-field", "body") == 0
     folder = Path("results/evaluations/calm-text-reference")
-    assert measured.call_args.args[1:] == ("text.jsonl", folder, 9000, 5, "body")
+    assert measured.call_args_list[0].args[1:] == ("text.jsonl", folder, 9000, 5, "body")
     told = capsys.readouterr().out
+    assert run(*command) == 0
+    assert "BrierLM 53.00 (no score: a mean below 0, and two of them" in capsys.readouterr().out
     assert "BrierLM 5.72 [5.50, 5.90]" in told
     assert "tokens rebuilt by the autoencoder: 99.987 % from a latent's mean, 50.000 % from a sample" in told
 

@@ -215,6 +215,15 @@ def test_a_negative_product_is_0_and_two_negative_factors_are_not() -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_score_of_negative_means_has_no_interval(tmp_path: Path) -> None:
+    """A model that is always wrong, and whose samples agree at times: all four means are below 0."""
+    found = protocol.evaluate_by_reference(coin_model(), write_corpus(tmp_path, [[0] * 31] * 8), tmp_path / "out")
+    assert max(found["brier"]) < 0
+    assert found["brierlm"] > 0
+    assert found["brierlm_ci95"] is None
+
+
+@pytest.mark.usefixtures("small")
 def test_tokens_limit_the_blocks(tmp_path: Path) -> None:
     spec = write_corpus(tmp_path, [[0] * 24] * 9)  # 100 tokens are joined: six blocks, four tokens left over
     for tokens, blocks in ((16, 1), (31, 1), (99, 6), (115, 6), (116, 7), (None, 13)):
