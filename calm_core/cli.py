@@ -70,6 +70,13 @@ class Sampler(StrEnum):
     softmax = "softmax"
 
 
+class Protocol(StrEnum):
+    """How BrierLM is measured."""
+
+    own = "own"
+    reference = "reference"
+
+
 @app.command()
 def check() -> None:
     """Validate params.yaml; say so if DVC cannot work here."""
@@ -270,13 +277,25 @@ def evaluate(
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     tokens: Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at so many tokens at most.")] = None,
-    samples: Annotated[int, typer.Option(min=2, max=1000, help="Continuations drawn a position.")] = 2,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="own: in blocks as trained. reference: as the reference implementation measures its CALMs, in blocks "
+            "of 8192 tokens, for figures beside the published ones; a run that ended early goes on."
+        ),
+    ] = Protocol.own,
+    samples: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Continuations drawn a position, by default 2.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option(min=2, max=1 << 20, help="Tokens of a block; by default as trained.")
     ] = None,
     every: Annotated[
-        int, typer.Option(min=1, max=1 << 20, help="Ask a Transformer after so many tokens (CALM: each patch).")
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=1, max=1 << 20, help="Ask a Transformer after so many tokens, by default 4 (CALM: each patch)."
+        ),
+    ] = None,
     seed: Seed = 0,
     device: OnDevice = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -284,23 +303,39 @@ def evaluate(
     """BrierLM with its 95 % interval on any text, and a table of its documents."""
     from calm_core.inference.evaluate_corpus import Settings, evaluate_corpus
     from calm_core.inference.language_model import load_language_model
+    from calm_core.inference.reference_protocol import evaluate_by_reference
     from calm_core.runtime.device import choose_device
     from calm_core.runtime.precision import set_threads
 
+    by_reference = protocol is Protocol.reference
+    for name, value in (("samples", samples), ("context", context), ("every", every)):
+        if by_reference and value is not None:
+            raise CalmError(f"--{name} {value}: --protocol reference has its own; leave --{name} out, or the protocol")
     set_threads("auto")
-    folder = output or Path("results/evaluations") / f"{_slug(model)}-{_slug(corpus)}"
-    settings = Settings(samples, tokens, context, every, seed)
+    name = f"{_model_slug(model)}-{_slug(corpus)}" + ("-reference" if by_reference else "")
+    folder = output or Path("results/evaluations") / name
     language_model = load_language_model(model, choose_device(device.value, "--device"))
-    results = evaluate_corpus(language_model, corpus, folder, settings, text_field)
+    if by_reference:
+        results = evaluate_by_reference(language_model, corpus, folder, tokens, seed, text_field)
+    else:
+        settings = Settings(samples or 2, tokens, context, every or 4, seed)
+        results = evaluate_corpus(language_model, corpus, folder, settings, text_field)
     if as_json:
         typer.echo(json.dumps(results))
         return
     interval = results["brierlm_ci95"]
-    told = "[{:.2f}, {:.2f}]".format(*interval) if interval else "(one document: no interval)"
+    told = "(one document: no interval)"
+    if interval:
+        told = "[{:.2f}, {:.2f}]".format(*interval)
+    elif by_reference and min(results["brier"]) < 0:
+        told = "(no score: a mean below 0, and two of them make a positive product)"
     typer.echo(f"BrierLM {results['brierlm']:.2f} {told}")
     typer.echo("Brier-1 to Brier-4: " + ", ".join(f"{score:.5f}" for score in results["brier"]))
     if "cross_entropy_nats" in results:
         typer.echo(f"cross entropy {results['cross_entropy_nats']:.3f} nats a token")
+    if by_reference:
+        rebuilt = [f"{100 * results[f'reconstruction_of_{latent}']:.3f} %" for latent in ("mean", "sample")]
+        typer.echo(f"tokens rebuilt by the autoencoder: {rebuilt[0]} from a latent's mean, {rebuilt[1]} from a sample")
     typer.echo(f"{results['positions']:,} positions in {results['documents']:,} documents; details in {folder}")
 
 
@@ -465,7 +500,19 @@ def _summary(continuation: "Continuation") -> dict[str, Any]:
 
 def _slug(text: str) -> str:
     """A path or a dataset as part of a file name: its last part without an ending; letters, digits, dots and dashes."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(text.rstrip("/")).stem).strip("-.") or "corpus"
+    return _file_name(Path(text.rstrip("/")).stem) or "corpus"
+
+
+def _model_slug(model: str) -> str:
+    """A model as part of a file name: a folder's own name; on the hub the whole name, for others have one of the same
+    NAME."""
+    if Path(model).is_dir():
+        model = Path(model).name
+    return _file_name(model) or "model"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calm_core.cli import main
+from calm_core.cli import _model_slug, main
 from calm_core.inference.language_model import load_language_model
 from tests import ROOT
 from tests.calm_core.reference.reference_data import reference_weights, write_reference
@@ -120,6 +120,41 @@ def test_evaluate_takes_a_compressed_glob_and_a_limit(capsys: pytest.CaptureFixt
     assert json.loads(Path("out/brierlm.json").read_text())["positions"] == 4 * (100 - 4) // 12
 
 
+def test_results_of_the_protocols_are_in_folders_of_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {"brierlm": 5.7167, "brierlm_ci95": [5.5, 5.9], "brier": [0.2, 0.1, 0.05, 0.03], "positions": 2047,
+               "documents": 2, "reconstruction_of_mean": 0.99987, "reconstruction_of_sample": 0.5}  # fmt: skip
+    negative = {"brierlm": 53.0, "brierlm_ci95": None, "brier": [-0.53] * 4}
+    measured = mock.Mock(side_effect=[results, results | negative])
+    monkeypatch.setattr("calm_core.inference.reference_protocol.evaluate_by_reference", measured)
+    command = ("evaluate", "--model", "models/calm", "--corpus", "text.jsonl", "--protocol", "reference")
+    assert run(*command, "--tokens", "9000", "--seed", "5", "--text-field", "body") == 0
+    folder = Path("results/evaluations/calm-text-reference")
+    assert measured.call_args_list[0].args[1:] == ("text.jsonl", folder, 9000, 5, "body")
+    told = capsys.readouterr().out
+    assert run(*command) == 0
+    assert "BrierLM 53.00 (no score: a mean below 0, and two of them" in capsys.readouterr().out
+    assert "BrierLM 5.72 [5.50, 5.90]" in told
+    assert "tokens rebuilt by the autoencoder: 99.987 % from a latent's mean, 50.000 % from a sample" in told
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("models/calm", "calm"),
+        ("models/calm/", "calm"),
+        ("./models/calm", "calm"),
+        ("cccczshao/CALM-M", "cccczshao-CALM-M"),
+        ("someone/CALM-M", "someone-CALM-M"),
+        ("someone/calm-1.5@v1.0", "someone-calm-1.5-v1.0"),
+        (".", "model"),
+    ],
+)
+def test_the_results_of_two_models_do_not_meet(model: str, name: str) -> None:
+    assert _model_slug(model) == name
+
+
 GENERATE = ("generate", "--prompts", "prompts.txt", "--tokens", "6", "--json")
 
 
@@ -198,6 +233,15 @@ def test_checkpoints_come_and_go(capsys: pytest.CaptureFixture[str], tmp_path: P
         ("evaluate --model models/calm --corpus text.jsonl --context 10", "no multiple of the model's K, 3"),
         ("evaluate --model models/calm --corpus text.jsonl --context 3000", "too few for one block of 3000"),
         ("evaluate --model models/calm --corpus hf:a:b:c:d", "a dataset is named hf:NAME"),
+        ("evaluate --model models/transformer --corpus text.jsonl --protocol reference", "and a Transformer has none"),
+        (
+            "evaluate --model models/calm --corpus text.jsonl --protocol reference",
+            "the model's K is 3; the reference's",
+        ),
+        ("evaluate --model x --corpus x --protocol reference --samples 2", "--samples 2: --protocol reference has its"),
+        ("evaluate --model x --corpus x --protocol reference --context 64", "leave --context out, or the protocol"),
+        ("evaluate --model x --corpus x --protocol reference --every 4", "--every 4: --protocol reference has its own"),
+        ("evaluate --model models/calm --corpus text.jsonl --protocol both", "'both' is not one of 'own', 'reference'"),
         ("import-checkpoint nothing new", "nothing is no folder"),
         ("export-checkpoint models/nothing new", "models/nothing is no folder"),
         ("publish models/nothing someone/model --dry-run", "models/nothing is no folder"),

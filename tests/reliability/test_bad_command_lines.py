@@ -118,6 +118,7 @@ OPTIONS = {
         "--samples": NUMBERS.filter(lambda number: number != "1000"),
         "--context": NUMBERS | st.sampled_from(SMALL),
         "--every": NUMBERS,
+        "--protocol": st.sampled_from(["own", "reference", "", "x"]),
         "--seed": NUMBERS,
         "--device": DEVICES,
         "--json": None,
