@@ -1,11 +1,11 @@
 """A trained model as others use it: one call loads its folder, methods continue text (docs/api.md)."""
 
-from collections import deque
-from collections.abc import Iterator, Set
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -24,6 +24,7 @@ from calm_core.inference.decoding import (
 )
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
+from calm_core.runtime.row_generators import RowGenerators
 from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, load_model, read_config
 from calm_core.tokens.document_marks import DocumentMarks, end_of_text_marks, post_processor_marks
@@ -47,6 +48,23 @@ class Continuation:
     """Steps in which a temperature below 1 was approximated."""
     exact: bool = True
     """Whether each step is from P^(1 / temperature) itself: none was approximated, and no budget chose among them."""
+
+
+class NumberedPrompt(NamedTuple):
+    """A prompt, and which of the texts that follow it is asked for: another number, other draws."""
+
+    prompt: list[int]
+    number: int
+
+
+def numbered(prompts: Sequence[list[int]]) -> list[NumberedPrompt]:
+    """``prompts`` in their order; those that are equal are numbered from 0."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for prompt in prompts:
+        found.append(NumberedPrompt(prompt, counts[tuple(prompt)]))
+        counts[tuple(prompt)] += 1
+    return found
 
 
 @dataclass(frozen=True)
@@ -78,22 +96,32 @@ class LanguageModel:
         return device_of(self.model)
 
     def stream(
-        self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int, batch: int = 0
+        self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int
     ) -> Iterator[list[Continuation]]:
         """Continue prompts of token ids by at most ``tokens`` tokens each; yields the same, growing list at each step.
 
         Of a prompt longer than the context its end is read, see ``read_part``.
 
-        The text is a function of the arguments and of the kind of device, whose generator draws the samples; ``batch``
-        numbers the batches of a longer list of prompts. A text ends before its end-of-text token, which is left out, or
-        before the token that begins the next document, where the model was trained with one.
+        A text is a function of its prompt, of the other arguments and of the kind of device, whose generators draw the
+        samples, and not of the prompts beside it, but for rounding: products of a batch of another size may have other
+        last digits, and seldom a draw falls between both. A prompt that stands n times gets n texts, the first of
+        which it gets alone. A text ends before its end-of-text token, which is left out, or before the token that
+        begins the next document, where the model was trained with one.
 
         Raises:
             CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], or a prompt holds an
                 id that is not in the vocabulary.
         """
+        return self._stream(numbered(prompts), tokens, sampling, seed)
+
+    def _stream(
+        self, texts: Sequence[NumberedPrompt], tokens: int, sampling: Sampling, seed: int
+    ) -> Iterator[list[Continuation]]:
+        prompts = [text.prompt for text in texts]
         self._require_possible(prompts, tokens, sampling)
-        draws = generator(seed, "generate", batch, device=self.device)
+        # A number comes last and prompts hold token ids alone, so no two texts have the same key.
+        keys: list[tuple[str | int, ...]] = [("generate", *text.prompt, text.number) for text in texts]
+        draws = RowGenerators([generator(seed, *key, device=self.device) for key in keys])
         end_of_text, marks = end_of_text_id(self.tokenizer), self.document_marks
         ends = {end_of_text, *marks.before[:1], *marks.after[:1]}
         # A model that saw no end of text knows nothing of that token, whose embedding is as it was initialised.
@@ -123,8 +151,9 @@ class LanguageModel:
         self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int
     ) -> Iterator[Continuation]:
         """The finished continuation of each of any number of prompts, in their order, a batch of them at a time."""
-        for batch, first in enumerate(range(0, len(prompts), BATCH_PROMPTS)):
-            yield from deque(self.stream(prompts[first : first + BATCH_PROMPTS], tokens, sampling, seed, batch), 1)[0]
+        texts = numbered(prompts)
+        for first in range(0, len(texts), BATCH_PROMPTS):
+            yield from deque(self._stream(texts[first : first + BATCH_PROMPTS], tokens, sampling, seed), 1)[0]
 
     def generate(
         self,
