@@ -16,7 +16,8 @@ from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.brier import brier_from_probabilities
-from calm_core.runtime.float64 import float64_device, uniform
+from calm_core.runtime.float64 import float64_device
+from calm_core.runtime.row_generators import Generators, uniform
 from calm_core.tokens.blocks import MAX_TOKENS
 from calm_core.transformer.model import Transformer
 
@@ -139,8 +140,8 @@ def _by_sample(steps: list[Tensor], samples: int) -> Tensor:
     return torch.stack(steps, dim=-1).unflatten(0, (samples, -1))
 
 
-def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One token id a position, [...], from probabilities [..., vocabulary], by the inverse of their running sum.
+def sample_tokens(probabilities: Tensor, generator: Generators) -> Tensor:
+    """One token id a position, [rows, ...], from probabilities [rows, ..., vocabulary], by their running sum's inverse.
 
     One random number a position instead of one a token of the vocabulary, which would take longer than the model.
     """

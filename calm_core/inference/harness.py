@@ -118,11 +118,10 @@ def text_until(language_model: LanguageModel, context: str, settings: dict[str, 
     temperature = float(settings.get("temperature", 1.0)) if sampled else 0.0
     tokens = int(settings.get("max_gen_toks") or MOST_TOKENS)
     prompt = language_model.encode(context)
-    (found,) = language_model.continuations([prompt], tokens, Sampling(max(temperature, GREEDY)), seed)
-    text = language_model.decode(found.token_ids)
     until = settings.get("until") or []
-    places = [text.find(word) for word in ([until] if isinstance(until, str) else until) if word]
-    return text[: min((place for place in places if place >= 0), default=len(text))]
+    words = [word for word in ([until] if isinstance(until, str) else until) if word]
+    (found,) = language_model.continuations([prompt], tokens, Sampling(max(temperature, GREEDY)), seed, words)
+    return found.text
 
 
 def _require_likelihood(language_model: LanguageModel) -> None:

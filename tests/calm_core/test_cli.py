@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,7 @@ def test_one_prompt_streams_what_generate_returns(model: str, capsys: pytest.Cap
     assert run(*arguments) == 0
     printed = capsys.readouterr().out
     (written,) = load_language_model(f"models/{model}").generate(["the qu"], tokens=20, seed=3)
-    # What is left of an unfinished character at the very end is not shown.
-    assert printed.rstrip("\n") in (f"the qu{written}", f"the qu{written}".rstrip("�"))
+    assert printed == f"the qu{written}\n"
     assert run(*arguments) == 0
     assert capsys.readouterr().out == printed
 
@@ -93,6 +93,61 @@ def test_many_prompts_go_in_batches_that_differ(capsys: pytest.CaptureFixture[st
     texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
     assert len(texts) == 20
     assert texts[:4] != texts[16:]
+
+
+def generated(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
+    assert run("generate", "--model", "models/transformer", "--tokens", "30", "--json", *arguments) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_text_ends_at_a_stop_text(capsys: pytest.CaptureFixture[str]) -> None:
+    (whole,) = generated(capsys, "--prompt", "the")
+    text = str(whole["text"])
+    stops = ("--stop", text[6:9], "--stop", text[3:5], "--stop", "never there")
+    (cut,) = generated(capsys, "--prompt", "the", *stops)
+    assert cut["text"] == text[: min(text.find(text[6:9]), text.find(text[3:5]))]
+    assert cut["finish_reason"] == "stop"
+    assert cut.keys() == whole.keys()
+    assert run("generate", "--model", "models/transformer", "--tokens", "30", "--prompt", "the", *stops) == 0
+    assert capsys.readouterr().out == f"the{cut['text']}\n"
+    assert "a stop text is empty" in mistake(capsys, "generate", "--model", "nothing", "--prompt", "a", "--stop", "")
+
+
+def test_several_texts_of_each_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("the\nquick\n")
+    plain = generated(capsys, "--prompts", "prompts.txt")
+    rows = generated(capsys, "--prompts", "prompts.txt", "--continuations", "3")
+    assert [(row["prompt"], row["continuation"]) for row in rows] == [
+        (p, n) for p in ("the", "quick") for n in range(3)
+    ]
+    assert len({str(row["text"]) for row in rows}) == 6
+    for first, row in zip(rows[::3], plain, strict=True):
+        assert "continuation" not in row
+        assert first == {**row, "continuation": 0}
+    (one,) = generated(capsys, "--prompt", "the", "--continuations", "1")
+    assert one == rows[0]
+    assert (
+        run("generate", "--model", "models/transformer", "--tokens", "30", "--prompt", "the", "--continuations", "2")
+        == 0
+    )
+    assert capsys.readouterr().out == "".join(f"the{row['text']}\n\n" for row in rows[:2])
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--continuations", "2")])
+def test_the_speed_is_told_on_standard_error(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("generate", "--model", "models/transformer", "--prompt", "the", "--tokens", "7", *options)
+    assert run(*command) == 0
+    captured = capsys.readouterr()
+    pattern = (
+        r"([\d,]+) tokens in ([\d.]+) s, reading of prompts included: [\d,.]+ tokens/s by models/transformer on cpu"
+    )
+    (told,) = re.findall(pattern, captured.err)
+    assert "tokens/s" not in captured.out
+    if options == ("--json",):
+        assert json.loads(captured.out)["tokens"] == int(told[0]) <= 7
+    # Nothing was written, and nothing is said.
+    assert run(*command, *(f"--stop={chr(code)}" for code in range(1, 128)), "--stop=�") == 0
+    assert "tokens/s" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["calm", "transformer"])
