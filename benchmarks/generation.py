@@ -54,10 +54,16 @@ def generation() -> list[Result]:
 def published_generation() -> list[Result]:
     """CALM-M against Transformer-S, whose BrierLM the paper finds comparable; memory: 3 GB."""
     generator = torch.Generator().manual_seed(0)
-    calm, autoencoder, transformer = Calm(CalmConfig()), Autoencoder(AutoencoderConfig()), Transformer(TransformerConfig())
+    calm, autoencoder, transformer = (
+        Calm(CalmConfig()),
+        Autoencoder(AutoencoderConfig()),
+        Transformer(TransformerConfig()),
+    )
     for model in (calm, autoencoder, transformer):
         model.initialise(generator)
-    return _compared("CALM-M", calm, autoencoder, transformer, PUBLISHED_TOKENS, "random", "Transformer-S with its cache")
+    return _compared(
+        "CALM-M", calm, autoencoder, transformer, PUBLISHED_TOKENS, "random", "Transformer-S with its cache"
+    )
 
 
 def _compared(

@@ -4,17 +4,17 @@ A step of a small model is not its products, whose weights fit the processor's c
 hundred operators; so it is on a GPU, where each is a launch. ``Backbone.forward`` is written for any number of
 positions and for training. Here the shapes are those of a single position, known once and for all:
 
-- rows are a matrix [batch, hidden], and no product reshapes them; residual sums are part of the products;
-- queries, keys and values are written into one buffer, where queries and keys are turned together;
+- rows are a matrix [batch, hidden], which no product has to reshape;
+- queries and keys lie in one tensor, and are turned together;
 - the angles of positions to come, and who sees what, are tables of which a step takes a row.
 
-It takes the backbone's own weights, so nothing is copied or kept twice, and appends to the same cache. Sums are in
-another order than there: results agree but for rounding.
+It takes the backbone's own weights, so nothing is copied or kept twice, and appends to the same cache. Results agree
+with those there but for rounding.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from calm_core.nn.backbone import Backbone, KeyValueCache, Layer, rotary_angles
 from calm_core.nn.layers import RMSNorm
@@ -32,19 +32,15 @@ class BackboneStep:
 
     def __init__(self, backbone: Backbone, cache: KeyValueCache, padding: Tensor | None = None) -> None:
         self._config, self._cache, self._padding = backbone.config, cache, padding
-        self._layers = [_weights(layer) for layer in backbone.layers]
+        self._layers = [_Weights(layer) for layer in backbone.layers]
         self._norm = backbone.norm
         self._head_size = self._config.hidden_size // self._config.heads
         self._first = self._last = 0
-        self._packed: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, embeddings: Tensor) -> Tensor:
         """``embeddings`` [batch, hidden] are those of the new position of each row."""
         heads, key_value_heads = self._config.heads, self._config.key_value_heads
-        if self._packed is None:
-            self._make_room(embeddings)
-        assert self._packed is not None
         position = self._cache.length
         if not self._first <= position < self._last:
             self._look_ahead(position, embeddings.device)
@@ -53,28 +49,22 @@ class BackboneStep:
         hidden_states = embeddings
         for index, layer in enumerate(self._layers):
             normed = _normed(hidden_states, layer.attention_norm)
-            for weight, out in zip(layer.queries_keys_values, self._parts, strict=True):
-                torch.mm(normed, weight, out=out)
+            projected = torch.cat([F.linear(normed, weight) for weight in layer.queries_keys_values], dim=1)
+            turning, values = projected.view(len(projected), -1, 1, self._head_size).split(
+                [heads + key_value_heads, key_value_heads], dim=1
+            )
             # Half-split layout: the other half of a feature's pair is half a head away.
-            turned = torch.addcmul(self._turning * cosines, self._turning.roll(self._head_size // 2, dims=-1), sines)
-            queries, keys = turned.unsqueeze(2).split([heads, key_value_heads], dim=1)
-            keys, values = self._cache.append(index, keys, self._packed[:, heads + key_value_heads :].unsqueeze(2))
+            turned = torch.addcmul(turning * cosines, turning.roll(self._head_size // 2, dims=-1), sines)
+            queries, keys = turned.split([heads, key_value_heads], dim=1)
+            keys, values = self._cache.append(index, keys, values)
             attended = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, enable_gqa=heads != key_value_heads
             )
-            hidden_states = torch.addmm(hidden_states, attended.flatten(1), layer.output)
+            hidden_states = hidden_states + F.linear(attended.flatten(1), layer.output)
             normed = _normed(hidden_states, layer.mlp_norm)
-            gated = F.silu(torch.mm(normed, layer.gate)).mul_(torch.mm(normed, layer.up))
-            hidden_states = torch.addmm(hidden_states, gated, layer.down)
+            gated = F.silu(F.linear(normed, layer.gate)).mul_(F.linear(normed, layer.up))
+            hidden_states = hidden_states + F.linear(gated, layer.down)
         return _normed(hidden_states, self._norm)
-
-    def _make_room(self, embeddings: Tensor) -> None:
-        """The buffer of queries, keys and values, [batch, heads + 2 key_value_heads, head_size], and its parts."""
-        heads, key_value_heads, size = self._config.heads, self._config.key_value_heads, self._head_size
-        self._packed = embeddings.new_empty(len(embeddings), heads + 2 * key_value_heads, size)
-        self._turning = self._packed[:, : heads + key_value_heads]
-        widths = [heads * size, key_value_heads * size, key_value_heads * size]
-        self._parts = self._packed.flatten(1).split(widths, dim=1)
 
     def _look_ahead(self, position: int, device: torch.device) -> None:
         """Angles, a row a position, from ``position`` on, and which keys up to the last of them each row sees."""
@@ -92,20 +82,16 @@ class BackboneStep:
 
 
 class _Weights:
-    """A layer's matrices as a product from the left takes them, [in, out], and its norms."""
+    """A layer's own weights, at hand: to ask a module for them takes as long as a small product."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: nn.Module) -> None:
+        assert isinstance(layer, Layer)
         attention, mlp = layer.attention, layer.mlp
         self.attention_norm, self.mlp_norm = layer.attention_norm, layer.mlp_norm
-        self.queries_keys_values = [part.weight.T for part in (attention.query, attention.key, attention.value)]
+        self.queries_keys_values = [part.weight for part in (attention.query, attention.key, attention.value)]
         self.output, self.gate, self.up, self.down = (
-            part.weight.T for part in (attention.output, mlp.gate, mlp.up, mlp.down)
+            part.weight for part in (attention.output, mlp.gate, mlp.up, mlp.down)
         )
-
-
-def _weights(layer: torch.nn.Module) -> _Weights:
-    assert isinstance(layer, Layer)
-    return _Weights(layer)
 
 
 def _normed(hidden_states: Tensor, norm: RMSNorm) -> Tensor:
