@@ -5,14 +5,15 @@ import torch
 
 from calm_core.inference.backbone_step import BackboneStep
 from calm_core.nn.backbone import Backbone, BackboneConfig
-from calm_core.nn.layers import initialise
+from calm_core.nn.layers import RMSNorm, initialise
 
 
 def backbone(heads: int, key_value_heads: int) -> Backbone:
     model = Backbone(BackboneConfig(32, 48, 3, heads, key_value_heads, rope_theta=100.0))
     initialise(model, torch.Generator().manual_seed(0), embedding_std=1.0)
-    for norm in (module for name, module in model.named_modules() if name.endswith("norm")):
-        torch.nn.init.uniform_(norm.weight, 0.5, 2.0, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    gains = torch.Generator().manual_seed(1)
+    for norm in (module for module in model.modules() if isinstance(module, RMSNorm)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0, generator=gains)
     return model.requires_grad_(False)
 
 
