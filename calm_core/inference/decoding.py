@@ -25,7 +25,9 @@ from calm_core.calm.head import Head
 from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
+from calm_core.inference.backbone_step import BackboneStep
 from calm_core.inference.equal_patches import equal_patches
+from calm_core.inference.few_rows import steps_of_few_rows
 from calm_core.inference.softmax_temperature import softmax_temperature
 from calm_core.inference.temperature import TemperatureSample, batch_choice, exact_temperature
 from calm_core.nn.block_sizes import rows_at_once
@@ -100,7 +102,6 @@ def align_prompts(prompts: list[list[int]], patch_size: int, filler: int, openin
     return Prompts(torch.tensor(rows), torch.tensor([max(lengths) - length for length in lengths]))
 
 
-@torch.no_grad()
 def calm_steps(
     model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
@@ -108,45 +109,62 @@ def calm_steps(
 
     A model with a token head comes without ``autoencoder``.
     """
+    models = [part for part in (model, autoencoder) if part is not None]
+    return steps_of_few_rows(_calm_steps(model, autoencoder, prompts, sampling, generator), models)
+
+
+@torch.no_grad()
+def _calm_steps(
+    model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: Generators
+) -> Iterator[Step]:
     cache = model.backbone.new_cache()
     patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
     once = torch.ones(len(patches), dtype=torch.int64, device=patches.device)
     padding = _any_padding(prompts)
-    latents: Tensor | None = None
+    hidden_states = model(model.inputs(patches, autoencoder), cache, mask=_mask(padding, patches.shape[1]))[:, -1]
+    read, step = patches[:, -1], BackboneStep(model.backbone, cache, padding)
     noise: Iterator[Tensor] | None = None
     while True:
-        mask = _mask(padding, cache.length, patches.shape[1])
-        hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
+        latents: Tensor | None = None
         if isinstance(model.head, TokenHead):
-            token_ids = _written(model.head, hidden_states, patches[:, -1], sampling.temperature, generator)
+            token_ids = _written(model.head, hidden_states, read, sampling.temperature, generator)
             chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
         elif sampling.temperature == 1 and sampling.sampler != "softmax":
             assert autoencoder is not None
             noise = noise or _noise_of_steps(model.latent_head, len(once), generator)
             latents = model.latent_head.sample(hidden_states, next(noise))
             chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool(), exact=True, reached=once.bool())
-            latents = latents[:, None]  # a model that is fed latents gets those that the patch was decoded from
         else:
             assert autoencoder is not None
             chosen = _sharpened(model, autoencoder, hidden_states, sampling, generator)
         yield Step(*chosen)
-        patches = chosen.symbols[:, None]
+        read = chosen.symbols
+        # A model that is fed latents gets those that the patch was decoded from, where they are known.
+        hidden_states = step(model.patch_embedding(model.inputs(read, autoencoder, latents)))
 
 
-@torch.no_grad()
 def transformer_steps(
     model: Transformer, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
     """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature); as ``calm_steps``."""
+    return steps_of_few_rows(_transformer_steps(model, prompts, sampling, generator), [model])
+
+
+@torch.no_grad()
+def _transformer_steps(
+    model: Transformer, prompts: Prompts, sampling: Sampling, generator: Generators
+) -> Iterator[Step]:
     cache = model.backbone.new_cache()
     token_ids = prompts.token_ids
     once = torch.ones(len(token_ids), dtype=torch.int64, device=token_ids.device)
     padding = _any_padding(prompts)
+    hidden_states = model.hidden_states(token_ids, cache, mask=_mask(padding, token_ids.shape[1]))[:, -1]
+    step = BackboneStep(model.backbone, cache, padding)
     while True:
-        mask = _mask(padding, cache.length, token_ids.shape[1])
-        logits = model(token_ids, cache, mask=mask)[:, -1].float()
-        token_ids = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)[:, None]
-        yield Step(token_ids, once, once.bool(), exact=True, reached=once.bool())
+        logits = model.output(hidden_states).float()
+        written = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)
+        yield Step(written[:, None], once, once.bool(), exact=True, reached=once.bool())
+        hidden_states = step(model.embedding(written))
 
 
 def _written(head: TokenHead, hidden_states: Tensor, read: Tensor, temperature: float, generator: Generators) -> Tensor:
@@ -221,14 +239,15 @@ def _any_padding(prompts: Prompts) -> Tensor | None:
     return prompts.padding if prompts.padding.any() else None
 
 
-def _mask(padding: Tensor | None, held: int, new: int) -> Tensor | None:
-    """Who sees whom, [batch, 1, new, held + new] bool; None where no row is padded: causal.
+def _mask(padding: Tensor | None, positions: int) -> Tensor | None:
+    """Who sees whom among the positions of prompts, [batch, 1, positions, positions] bool; None where no row is padded:
+    causal.
 
     A position of the padding sees itself alone, for a softmax over nothing has no value.
     """
     if padding is None:
         return None
-    keys = torch.arange(held + new, device=padding.device)
-    queries = keys[held:, None]
+    keys = torch.arange(positions, device=padding.device)
+    queries = keys[:, None]
     visible = (keys <= queries) & (keys >= padding[:, None, None])
     return (visible | (keys == queries))[:, None]
