@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
@@ -26,6 +27,7 @@ from calm_core.inference.text_stream import TextStream, stop_texts
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.runtime.row_generators import RowGenerators
+from calm_core.runtime.threads import side_by_side
 from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, load_model, read_config
 from calm_core.tokens.document_marks import DocumentMarks, end_of_text_marks, post_processor_marks
@@ -102,6 +104,10 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are, and where texts are sampled."""
         return device_of(self.model)
+
+    @property
+    def _models(self) -> list[nn.Module]:
+        return [part for part in (self.model, self.autoencoder) if part is not None]
 
     def stream(
         self,
@@ -187,8 +193,15 @@ class LanguageModel:
         if texts < 1:
             raise CalmError(f"{texts} continuations of a prompt are asked for; 1 or more are needed")
         asked = numbered(prompts, texts)
-        for first in range(0, len(asked), BATCH_PROMPTS):
-            yield from deque(self._stream(asked[first : first + BATCH_PROMPTS], tokens, sampling, seed, stop), 1)[0]
+        batches = [asked[first : first + BATCH_PROMPTS] for first in range(0, len(asked), BATCH_PROMPTS)]
+
+        def finished(batch: Sequence[NumberedPrompt]) -> list[Continuation]:
+            return deque(self._stream(batch, tokens, sampling, seed, stop), 1)[0]
+
+        # A single batch has nobody to share with: its operators have all threads.
+        done = side_by_side(finished, batches, self.device, *self._models) if batches[1:] else map(finished, batches)
+        for of_batch in done:
+            yield from of_batch
 
     def generate(
         self,
