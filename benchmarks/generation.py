@@ -5,11 +5,13 @@ those of the default run where models/ holds them, since how often samples agree
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.measure import Result, alternately, median_ratio, medians
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
@@ -18,6 +20,7 @@ from calm_core.calm.folder import load_calm
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.token_head import TokenHeadConfig
 from calm_core.costs.flops import calm_flops, decoder_parameters
+from calm_core.inference import equal_patches
 from calm_core.inference.decoding import Prompts, Sampling, Step, align_prompts, calm_steps, transformer_steps
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.transformer.model import Transformer, TransformerConfig
@@ -60,17 +63,18 @@ def temperature() -> list[Result]:
     generator, prompts = torch.Generator().manual_seed(0), _prompts(BATCH)
     steps = SHARPENED_TOKENS // PATCH_SIZE
     plain = partial(_run, partial(calm_steps, calm, autoencoder, prompts, Sampling(), generator), steps)
-    flops = _flops_of_a_patch(calm, autoencoder, DRAWS) / _flops_of_a_patch(calm, autoencoder, 1)
     results = []
     for exponent in (2, 3):
         sampling = Sampling(1 / exponent, draws=DRAWS)
         sharpened = partial(_run, partial(calm_steps, calm, autoencoder, prompts, sampling, generator), steps)
+        positions = positions_decoded(sharpened) / (DRAWS * BATCH * steps)
         pairs = alternately(sharpened, plain)
         seconds, plain_seconds = medians(pairs)
         details = {
             "seconds_per_patch": seconds / steps,
             "plain_seconds_per_patch": plain_seconds / steps,
-            "times_the_flops": flops,
+            "positions_decoded_of_a_draw": positions,
+            "times_the_flops": times_the_flops(calm, autoencoder, DRAWS, positions),
             "weights": weights,
         }
         name = f"batch temperature sampling, N {DRAWS}, T 1/{exponent}, batch {BATCH}"
@@ -102,13 +106,37 @@ def _prompts(batch: int, patch_size: int = PATCH_SIZE) -> Prompts:
     )
 
 
-def _flops_of_a_patch(model: Calm, autoencoder: Autoencoder, draws: int) -> float:
-    """FLOPs of one step of generation a text: the backbone once, head and decoder for each of ``draws`` samples."""
+def times_the_flops(model: Calm, autoencoder: Autoencoder, draws: int, positions: float) -> float:
+    """FLOPs of a patch chosen among ``draws`` samples over those of a plain one, the backbone's included in both.
+
+    All samples pass through the head and the decoder's layers on patches, ``positions`` of the K tokens of each through
+    the rest, on average; the patch that is chosen is decoded whole, as a plain one is.
+    """
     config = model.config
-    once = calm_flops(config, autoencoder.config, PROMPT // PATCH_SIZE, 1).inference_per_token * PATCH_SIZE
+    plain = calm_flops(config, autoencoder.config, PROMPT // PATCH_SIZE, 1).inference_per_token * PATCH_SIZE
     assert not isinstance(config.head, TokenHeadConfig)  # its patches are not chosen among samples
     sampling = config.head.sampling_weights(config.backbone.hidden_size, config.latent_size)
-    return once + 2 * (draws - 1) * (sampling + decoder_parameters(autoencoder.config))
+    # What is left of a decoder without positions is its work on the patch.
+    one, two = (decoder_parameters(replace(autoencoder.config, patch_size=size)) for size in (1, 2))
+    of_position, of_patch = two - one, 2 * one - two
+    return 1 + 2 * ((draws - 1) * sampling + draws * (of_patch + positions * of_position)) / plain
+
+
+def positions_decoded(sharpened: Callable[[], object]) -> int:
+    """Of how many samples and positions ``sharpened`` looks for the token to find equal patches."""
+    looked_at: list[int] = []
+    real = equal_patches.tokens_at
+
+    def counting(autoencoder: Autoencoder, patch_states: Tensor, position: int) -> Tensor:
+        looked_at.append(len(patch_states))
+        return real(autoencoder, patch_states, position)
+
+    equal_patches.tokens_at = counting
+    try:
+        sharpened()
+    finally:
+        equal_patches.tokens_at = real
+    return sum(looked_at)
 
 
 def _run(begin: Callable[[], Iterator[Step]], steps: int) -> None:

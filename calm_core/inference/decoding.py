@@ -25,7 +25,7 @@ from calm_core.calm.head import Head
 from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
-from calm_core.inference.equal_patches import equal_patches
+from calm_core.inference.equal_patches import candidates
 from calm_core.inference.softmax_temperature import softmax_temperature
 from calm_core.inference.temperature import TemperatureSample, batch_choice, exact_temperature
 from calm_core.nn.block_sizes import rows_at_once
@@ -187,8 +187,9 @@ def _sharpened(
         at_once = rows_at_once(of_row, hidden_states.device, LATENTS_LOGITS)
         return softmax_temperature(logits, rows, temperature, generator, latents=sampling.latents, rows_at_once=at_once)
     # As ``batch_temperature`` does, but that only the chosen patches are decoded whole.
-    latents = torch.cat(list(sampled(numbers, sampling.draws)))
-    chosen, reached = batch_choice(equal_patches(autoencoder, latents)[..., None], temperature, generator)
+    noise = torch.cat(list(_noise(head, numbers, sampling.draws, generator)), dim=-3)
+    latents, patches = candidates(head, autoencoder, hidden_states, noise)
+    chosen, reached = batch_choice(patches[..., None], temperature, generator)
     used, never = torch.full_like(numbers, sampling.draws), torch.zeros_like(reached)
     return TemperatureSample(autoencoder.decode(latents[chosen, numbers]), used, never, exact=False, reached=reached)
 
