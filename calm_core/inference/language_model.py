@@ -23,7 +23,7 @@ from calm_core.inference.decoding import (
     calm_steps,
     transformer_steps,
 )
-from calm_core.inference.text_stream import TextStream, stop_texts
+from calm_core.inference.text_stream import TextStream, stop_texts, text_after
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.runtime.row_generators import RowGenerators
@@ -159,20 +159,21 @@ class LanguageModel:
         else:
             steps = calm_steps(self.model, self.autoencoder, aligned, sampling, draws)
         continuations = [Continuation() for _ in prompts]
-        stops = stop_texts(() if stop is None else stop)
-        written = [TextStream(self.tokenizer, prompt, stops) for prompt in read]
+        stops = None if stop is None else stop_texts(stop)
+        written = [None if stops is None else TextStream(self.tokenizer, prompt, stops) for prompt in read]
         for step in islice(steps, -(-tokens // self.patch_size)):
             columns = (step.token_ids, step.draws, step.finished)
-            rows = zip(continuations, written, *(column.tolist() for column in columns), strict=True)
-            for continuation, text, token_ids, used, finished in rows:
+            rows = zip(continuations, read, written, *(column.tolist() for column in columns), strict=True)
+            for continuation, prompt, text, token_ids, used, finished in rows:
                 if continuation.finish_reason is None:
                     _extend(continuation, token_ids, tokens, ends)
                     continuation.draws += used
                     continuation.inexact_steps += not finished
                     continuation.exact &= finished and step.exact
-                    # Of texts that nothing stops, those that are finished: it takes time at each step.
-                    if stop is not None or continuation.finish_reason:
+                    if text:
                         _tell(continuation, text)
+                    elif continuation.finish_reason:
+                        continuation.text = text_after(self.tokenizer, prompt, continuation.token_ids)
             yield continuations
             if all(continuation.finish_reason for continuation in continuations):
                 return

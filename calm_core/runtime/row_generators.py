@@ -24,7 +24,8 @@ class RowGenerators:
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self._generators = list(generators)
         self.device = self._generators[0].device
-        self._left: Tensor | None = None  # numbers that are drawn and not yet handed out, [rows, numbers]
+        self._drawn = torch.empty(len(self._generators), 0)  # [rows, numbers]
+        self._handed_out = 0  # of the numbers drawn
 
     def of(self, rows: Tensor) -> "RowGenerators":
         """The generators of ``rows`` [n] int64, a row of the result each; they go on where they are."""
@@ -36,10 +37,12 @@ class RowGenerators:
 
     def uniform(self, count: int) -> Tensor:
         """[rows, count] float64 in [0, 1), on the ``float64_device``."""
-        if self._left is None or self._left.shape[1] < count:
-            self._left = self.drawn(lambda one: float64.uniform((1, max(count, BLOCK)), one), 0)
-        numbers, self._left = self._left.tensor_split([count], dim=1)
-        return numbers
+        first, end = self._handed_out, self._handed_out + count
+        if end > self._drawn.shape[1]:
+            first, end = 0, count
+            self._drawn = self.drawn(lambda one: float64.uniform((1, max(count, BLOCK)), one), 0)
+        self._handed_out = end
+        return self._drawn[:, first:end]
 
 
 Generators = torch.Generator | RowGenerators
@@ -54,5 +57,7 @@ def uniform(shape: tuple[int, ...], generator: Generators, row_dim: int = 0) -> 
     """Numbers of ``shape``, uniform in [0, 1), float64, on the ``float64_device``; ``row_dim`` is that of the rows."""
     if isinstance(generator, torch.Generator):
         return float64.uniform(shape, generator)
+    if row_dim == 0 and len(shape) == 2:
+        return generator.uniform(shape[1])
     of_row = shape[:row_dim] + shape[row_dim + 1 :]
     return generator.uniform(math.prod(of_row)).reshape(-1, *of_row).movedim(0, row_dim).contiguous()

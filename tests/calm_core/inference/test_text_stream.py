@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from calm_core.errors import CalmError
-from calm_core.inference.text_stream import TextStream, stop_texts
+from calm_core.inference.text_stream import TextStream, stop_texts, text_after
 from calm_core.tokens.tokenizer import train_tokenizer
 from tests.calm_core.tokens.published import PUBLISHED
 
@@ -102,6 +102,16 @@ def test_a_stop_text_in_the_middle_of_a_token() -> None:
     assert stream.tokens == 1
 
 
+def test_a_character_that_begins_before_the_text() -> None:
+    tokenizer = TOKENIZERS[258]
+    token_ids = tokenizer.encode("a漢b").ids
+    for place in range(6):
+        stream = TextStream(tokenizer, token_ids[:place])
+        stream.read(token_ids[place:])
+        assert stream.settled == ("a漢b", "漢b", "漢b", "漢b", "b", "")[place]
+        assert text_after(tokenizer, token_ids[:place], token_ids[place:]) == stream.settled
+
+
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_texts_of_other_tokenizers_follow_their_prompt(name: str) -> None:
     """Joined, prompt and text are what all tokens say together."""
@@ -114,6 +124,7 @@ def test_texts_of_other_tokenizers_follow_their_prompt(name: str) -> None:
         stream.read(after[:end])
     stream.finish()
     assert tokenizer.decode(before) + stream.settled == tokenizer.decode(token_ids)
+    assert text_after(tokenizer, before, after) == stream.settled
 
 
 def test_an_empty_stop_text_is_refused() -> None:
