@@ -25,6 +25,7 @@ BENCHMARKS = {
     "energy_loss": "energy_loss",
     "brierlm": "brierlm",
     "generation": "generation",
+    "published_generation": "generation",
     "temperature": "generation",
     "tokenising": "tokenising",
     "encoding": "encoding",

@@ -17,12 +17,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from benchmarks.generation import PATCH_SIZE, VOCABULARY, models
+from benchmarks.generation import PATCH_SIZE, VOCABULARY, models, positions_decoded
 from benchmarks.measure import alternately, median_ratio
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
-from calm_core.inference import equal_patches as equal_patches_module
 from calm_core.inference.decoding import Prompts, Sampling, align_prompts, calm_steps
+from calm_core.inference.equal_patches import equal_patches
 from calm_core.inference.softmax_temperature import softmax_temperature
 from calm_core.inference.temperature import batch_temperature
 
@@ -105,9 +105,14 @@ def model_distances(calm: Calm, autoencoder: Autoencoder) -> None:
         if not agreeing.any():
             print("model: no two patches of a pool are equal, so that it has no target", flush=True)
             continue
+        target = agreeing / agreeing.sum()
         for number in DRAWS:
-            found = _counted_distance(of_pool, agreeing / agreeing.sum(), number, generator)
+            found, _ = _counted_distance(of_pool, target, partial(_all_of, number), generator)
             distances.setdefault(f"batch N {number}", []).append(found)
+        for name, rule in STOPPING.items():
+            found, draws = _counted_distance(of_pool, target, rule, generator)
+            distances.setdefault(name, []).append(found)
+            distances.setdefault(f"draws of {name}", []).append(draws)
         weighed = _weighed_distances(autoencoder.logits(latents[:POOL_OF_LATENTS]).softmax(dim=-1), generator)
         for number, found in weighed.items():
             distances.setdefault(f"softmax M {number}", []).append(found)
@@ -118,15 +123,50 @@ def model_distances(calm: Calm, autoencoder: Autoencoder) -> None:
         print(f"model, mean of {len(values)} contexts, {name}: {sum(values) / len(values):.3f}")
 
 
-def _counted_distance(of_pool: Tensor, target: Tensor, draws: int, generator: torch.Generator) -> float:
-    weights = torch.zeros_like(target)
+def _counted_distance(
+    of_pool: Tensor, target: Tensor, stop: Callable[[Tensor], int], generator: torch.Generator
+) -> tuple[float, float]:
+    """Total variation of counting, and its mean number of draws; ``stop`` says of draws in order how many to count."""
+    weights, used = torch.zeros_like(target), 0.0
+    frequencies = torch.bincount(of_pool).double() / len(of_pool)
     for _ in range(RUNS):
-        some = of_pool[torch.randperm(len(of_pool), generator=generator)[:draws]]
-        found, counts = some.unique(return_counts=True)
+        some = of_pool[torch.randperm(len(of_pool), generator=generator)[: DRAWS[0]]]
+        taken = stop(some)
+        found, counts = some[:taken].unique(return_counts=True)
         pairs = (counts * (counts - 1)).double()
-        pairs = pairs if pairs.sum() else counts.double()
-        weights[found] += pairs / pairs.sum() / RUNS
-    return float((target - weights).clamp(min=0).sum())
+        used += taken / RUNS
+        if pairs.sum():
+            weights[found] += pairs / pairs.sum() / RUNS
+        else:  # one of the draws, any: its distribution is known
+            weights += frequencies / RUNS
+    return float((target - weights).clamp(min=0).sum()), used
+
+
+def _all_of(number: int, draws: Tensor) -> int:
+    return number
+
+
+def _pairs(draws: Tensor) -> int:
+    counts = draws.unique(return_counts=True)[1]
+    return int((counts * (counts - 1)).sum()) // 2
+
+
+def _stop_at_pairs(enough: int, draws: Tensor) -> int:
+    """After each block of 20, whether so many pairs are equal."""
+    return next((taken for taken in range(20, len(draws), 20) if _pairs(draws[:taken]) >= enough), len(draws))
+
+
+def _stop_without_pairs(first: int, draws: Tensor) -> int:
+    """After the ``first``, if no two of them are equal: Z is then likely small, and more draws would find few pairs."""
+    return len(draws) if _pairs(draws[:first]) else first
+
+
+STOPPING: dict[str, Callable[[Tensor], int]] = {
+    "stop at the first pair": partial(_stop_at_pairs, 1),
+    "stop at 10 pairs": partial(_stop_at_pairs, 10),
+    "stop at 100 without a pair": partial(_stop_without_pairs, 100),
+}
+"""Rules that end the drawing before N 200; what is counted then is counted as ever."""
 
 
 def _weighed_distances(probabilities: Tensor, generator: torch.Generator) -> dict[int, float]:
@@ -171,20 +211,10 @@ def _positions(calm: Calm, autoencoder: Autoencoder) -> float:
     """Positions a draw that the batch sampler decodes to find equal patches, over the model's contexts."""
     generator = torch.Generator().manual_seed(0)
     states = _contexts(calm, autoencoder, generator)
-    head, looked_at = calm.latent_head, []
-    real = equal_patches_module.tokens_at
-
-    def counting(autoencoder: Autoencoder, patch_states: Tensor, position: int) -> Tensor:
-        looked_at.append(len(patch_states))
-        return real(autoencoder, patch_states, position)
-
+    head = calm.latent_head
     latents = head.sample(states, head.sampling_draws((200, len(states)), generator))
-    equal_patches_module.tokens_at = counting
-    try:
-        equal_patches_module.equal_patches(autoencoder, latents)
-    finally:
-        equal_patches_module.tokens_at = real
-    return sum(looked_at) / latents[..., 0].numel()
+    decoded = positions_decoded(partial(equal_patches, autoencoder, latents))
+    return decoded / latents[..., 0].numel()
 
 
 def _generate(calm: Calm, autoencoder: Autoencoder, sampling: Sampling, batch: int) -> None:

@@ -4,7 +4,6 @@ Needs a finished run: data/tokens and models/. Sampled, so that both models are 
 of a continuation is that of the text.
 """
 
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from calm_core.inference.language_model import LanguageModel, load_language_mode
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 
-DOCUMENTS, BATCH, LONGEST = 2000, 250, 8
+DOCUMENTS, LONGEST = 2000, 8
 """Prompts of 0 to ``LONGEST`` tokens."""
 
 BEFORE = 64
@@ -59,9 +58,7 @@ def _right(model: LanguageModel, tokens: TokenStream, starts: Tensor, before: in
     """Share of continuations that go on as the text does after ``length`` tokens, behind ``before`` of the text."""
     right = 0
     windows = tokens.windows(starts - before, before + length + 1)
-    for batch, rows in enumerate(windows.split(BATCH)):
-        steps = model.stream(rows[:, :-1].tolist(), 1, Sampling(), 0, batch)
-        (continuations,) = deque(steps, 1)
-        expected = rows[:, -1].tolist()
-        right += sum(one.token_ids == [token] for one, token in zip(continuations, expected, strict=True))
+    continuations = model.continuations(windows[:, :-1].tolist(), 1, Sampling(), 0)
+    for one, token in zip(continuations, windows[:, -1].tolist(), strict=True):
+        right += one.token_ids == [token]
     return right / len(windows)

@@ -10,10 +10,12 @@ import os
 import re
 import signal
 import sys
+import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 # While this program still imports, Ctrl-C ends it without a traceback; ``main`` then has a handler of its own.
 _IS_PROGRAM = __name__ == "__main__" or Path(sys.argv[0]).name == "calm"
@@ -29,7 +31,11 @@ from calm_core.runtime.standard_streams import give_up, open_closed_streams
 from calm_core.runtime.waiting import wait_asleep
 
 if TYPE_CHECKING:
-    from calm_core.inference.language_model import Continuation, LanguageModel
+    from collections.abc import Iterator
+
+    from calm_core.inference.language_model import Continuation
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Reproduce CALM, a language model that predicts one vector for every K tokens.\n\n"
@@ -68,6 +74,13 @@ class Sampler(StrEnum):
     batch = "batch"
     exact = "exact"
     softmax = "softmax"
+
+
+class Protocol(StrEnum):
+    """How BrierLM is measured."""
+
+    own = "own"
+    reference = "reference"
 
 
 @app.command()
@@ -168,20 +181,30 @@ def generate(
             "softmax draws tokens from the decoder's softmax, at temperature 1 too."
         ),
     ] = Sampler.batch,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End a text before the first place where this stands; may be repeated."),
+    ] = None,
+    continuations: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="Independent texts a prompt; one if it is not said.")
+    ] = None,
     seed: Seed = 0,
     device: OnDevice = Device.auto,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a prompt.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
-    """Continue text with a CALM or a Transformer."""
+    """Continue text with a CALM or a Transformer. How fast it was is said on standard error."""
     from calm_core.inference.decoding import Sampling
     from calm_core.inference.language_model import load_language_model
+    from calm_core.inference.prompt_files import require_utf8
     from calm_core.inference.temperature import whole_exponent
+    from calm_core.inference.text_stream import stop_texts
     from calm_core.runtime.device import choose_device
     from calm_core.runtime.precision import set_threads
     from calm_core.runtime.progress import progress
 
     # Before the model is loaded, which takes longer than finding a mistake in the prompts.
     texts = _prompts(prompt, prompts)
+    stops = stop_texts([require_utf8(text, "--stop") for text in stop or ()])
     set_threads("auto")
     language_model = load_language_model(model, choose_device(device.value, "--device"))
     sampling = Sampling(temperature, sampler.value)
@@ -189,18 +212,23 @@ def generate(
     if cut := sum(len(language_model.read_part(prompt)) < len(prompt) for prompt in encoded):
         context = f"the context of {language_model.context_tokens:,} tokens"
         typer.echo(f"{cut} of {len(encoded)} prompts are longer than {context}; their ends are read", err=True)
+    each = continuations or 1
+    count = each * len(texts)
+    watch = _Stopwatch()
     # Token by token only for a single text: several are generated side by side, as one batch.
-    if len(texts) == 1 and not as_json:
-        inexact = _stream(language_model, texts[0], encoded[0], tokens, sampling, seed)
+    if count == 1 and not as_json:
+        steps = watch.over(language_model.stream(encoded, tokens, sampling, seed, stops))
+        inexact, written = _printed(texts[0], steps)
     else:
-        inexact = 0
-        finished = language_model.continuations(encoded, tokens, sampling, seed)
+        inexact = written = 0
+        finished = watch.over(language_model.continuations(encoded, tokens, sampling, seed, stops or None, each))
         # On a terminal the texts themselves show how far it is.
-        quiet = len(texts) == 1 or sys.stdout.isatty()
-        with nullcontext(lambda: None) if quiet else progress("generate", len(texts), "prompts") as advance:
-            for text, continuation in zip(texts, finished, strict=True):
+        quiet = count == 1 or sys.stdout.isatty()
+        with nullcontext(lambda: None) if quiet else progress("generate", count, "texts") as advance:
+            for number, continuation in enumerate(finished):
+                text = texts[number // each]
                 inexact += continuation.inexact_steps
-                written = language_model.decode(continuation.token_ids)
+                written += len(continuation.token_ids)
                 if as_json:
                     about = {
                         "temperature": temperature,
@@ -209,10 +237,20 @@ def generate(
                         "model": model,
                         "device": language_model.device.type,
                     }
-                    typer.echo(json.dumps({"prompt": text, "text": written, **_summary(continuation), **about}))
+                    # For those alone who ask for it.
+                    which = {} if continuations is None else {"continuation": number % each}
+                    row = {"prompt": text, **which, "text": continuation.text, **_summary(continuation), **about}
+                    typer.echo(json.dumps(row))
                 else:
-                    typer.echo(f"{_dim(text)}{written}\n")
+                    typer.echo(f"{_dim(text)}{continuation.text}\n")
                 advance()
+    if written:
+        sys.stdout.flush()
+        typer.echo(
+            f"{written:,} tokens in {watch.seconds:.2f} s, reading of prompts included: "
+            f"{written / watch.seconds:,.1f} tokens/s by {single_line(model)} on {language_model.device.type}",
+            err=True,
+        )
     if sampler is Sampler.exact and inexact:
         exact = "" if whole_exponent(temperature) else "; as 1/T is no whole number, the others are not exact either"
         typer.echo(
@@ -270,13 +308,25 @@ def evaluate(
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     tokens: Annotated[int | None, typer.Option(min=1, max=10**12, help="Look at so many tokens at most.")] = None,
-    samples: Annotated[int, typer.Option(min=2, max=1000, help="Continuations drawn a position.")] = 2,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="own: in blocks as trained. reference: as the reference implementation measures its CALMs, in blocks "
+            "of 8192 tokens, for figures beside the published ones; a run that ended early goes on."
+        ),
+    ] = Protocol.own,
+    samples: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Continuations drawn a position, by default 2.")
+    ] = None,
     context: Annotated[
         int | None, typer.Option(min=2, max=1 << 20, help="Tokens of a block; by default as trained.")
     ] = None,
     every: Annotated[
-        int, typer.Option(min=1, max=1 << 20, help="Ask a Transformer after so many tokens (CALM: each patch).")
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=1, max=1 << 20, help="Ask a Transformer after so many tokens, by default 4 (CALM: each patch)."
+        ),
+    ] = None,
     seed: Seed = 0,
     device: OnDevice = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -284,23 +334,39 @@ def evaluate(
     """BrierLM with its 95 % interval on any text, and a table of its documents."""
     from calm_core.inference.evaluate_corpus import Settings, evaluate_corpus
     from calm_core.inference.language_model import load_language_model
+    from calm_core.inference.reference_protocol import evaluate_by_reference
     from calm_core.runtime.device import choose_device
     from calm_core.runtime.precision import set_threads
 
+    by_reference = protocol is Protocol.reference
+    for name, value in (("samples", samples), ("context", context), ("every", every)):
+        if by_reference and value is not None:
+            raise CalmError(f"--{name} {value}: --protocol reference has its own; leave --{name} out, or the protocol")
     set_threads("auto")
-    folder = output or Path("results/evaluations") / f"{_slug(model)}-{_slug(corpus)}"
-    settings = Settings(samples, tokens, context, every, seed)
+    name = f"{_model_slug(model)}-{_slug(corpus)}" + ("-reference" if by_reference else "")
+    folder = output or Path("results/evaluations") / name
     language_model = load_language_model(model, choose_device(device.value, "--device"))
-    results = evaluate_corpus(language_model, corpus, folder, settings, text_field)
+    if by_reference:
+        results = evaluate_by_reference(language_model, corpus, folder, tokens, seed, text_field)
+    else:
+        settings = Settings(samples or 2, tokens, context, every or 4, seed)
+        results = evaluate_corpus(language_model, corpus, folder, settings, text_field)
     if as_json:
         typer.echo(json.dumps(results))
         return
     interval = results["brierlm_ci95"]
-    told = "[{:.2f}, {:.2f}]".format(*interval) if interval else "(one document: no interval)"
+    told = "(one document: no interval)"
+    if interval:
+        told = "[{:.2f}, {:.2f}]".format(*interval)
+    elif by_reference and min(results["brier"]) < 0:
+        told = "(no score: a mean below 0, and two of them make a positive product)"
     typer.echo(f"BrierLM {results['brierlm']:.2f} {told}")
     typer.echo("Brier-1 to Brier-4: " + ", ".join(f"{score:.5f}" for score in results["brier"]))
     if "cross_entropy_nats" in results:
         typer.echo(f"cross entropy {results['cross_entropy_nats']:.3f} nats a token")
+    if by_reference:
+        rebuilt = [f"{100 * results[f'reconstruction_of_{latent}']:.3f} %" for latent in ("mean", "sample")]
+        typer.echo(f"tokens rebuilt by the autoencoder: {rebuilt[0]} from a latent's mean, {rebuilt[1]} from a sample")
     typer.echo(f"{results['positions']:,} positions in {results['documents']:,} documents; details in {folder}")
 
 
@@ -426,26 +492,36 @@ def _prompts(prompt: str | None, path: Path | None) -> list[str]:
     return read_prompts(Path("/dev/stdin") if str(path) == "-" else path)
 
 
-def _stream(
-    language_model: "LanguageModel", prompt: str, token_ids: list[int], tokens: int, sampling: Any, seed: int
-) -> int:
-    """Print the prompt and what follows as it comes; returns how many steps were approximated."""
-    from tokenizers.decoders import DecodeStream
-
-    # A stream, since a token may end within a character, whose bytes are printed when it is complete.
-    decoder, shown = DecodeStream(skip_special_tokens=False), 0
-    for token_id in token_ids:  # some tokenizers decode a token by those before it
-        decoder.step(language_model.tokenizer, token_id)
-    for (continuation,) in language_model.stream([token_ids], tokens, sampling, seed):
+def _printed(prompt: str, steps: "Iterator[list[Continuation]]") -> tuple[int, int]:
+    """Print the prompt and what follows as it comes; returns how many steps were approximated, and tokens written."""
+    shown = 0
+    for (continuation,) in steps:
         if prompt:
             typer.echo(_dim(prompt), nl=False)
             prompt = ""
-        for token_id in continuation.token_ids[shown:]:
-            typer.echo(decoder.step(language_model.tokenizer, token_id) or "", nl=False)
+        typer.echo(continuation.text[shown:], nl=False)
         sys.stdout.flush()
-        shown = len(continuation.token_ids)
+        shown = len(continuation.text)
     typer.echo()
-    return continuation.inexact_steps
+    return continuation.inexact_steps, len(continuation.token_ids)
+
+
+@dataclass
+class _Stopwatch:
+    """How long the steps of something took, without what is done between them."""
+
+    seconds: float = 0.0
+
+    def over(self, steps: "Iterator[T]") -> "Iterator[T]":
+        while True:
+            start = time.perf_counter()
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - start
+            yield step
 
 
 def _dim(text: str) -> str:
@@ -465,7 +541,19 @@ def _summary(continuation: "Continuation") -> dict[str, Any]:
 
 def _slug(text: str) -> str:
     """A path or a dataset as part of a file name: its last part without an ending; letters, digits, dots and dashes."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(text.rstrip("/")).stem).strip("-.") or "corpus"
+    return _file_name(Path(text.rstrip("/")).stem) or "corpus"
+
+
+def _model_slug(model: str) -> str:
+    """A model as part of a file name: a folder's own name; on the hub the whole name, for others have one of the same
+    NAME."""
+    if Path(model).is_dir():
+        model = Path(model).name
+    return _file_name(model) or "model"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")
 
 
 if __name__ == "__main__":

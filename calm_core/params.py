@@ -33,6 +33,9 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Temperature = Annotated[float, Field(gt=0, le=1)]
 Samples = Annotated[int, Field(ge=2, le=10_000)]
 PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DocumentMarksKind = Literal["end_of_text", "post_processor"]
+LanguageModelSection = Literal["calm", "transformer"]
+"""The sections that are of a language model."""
 
 MOST_PROBLEMS, LONGEST_VALUE = 20, 200
 """How many mistakes one error lists, and how many characters of each value."""
@@ -122,17 +125,27 @@ class CorpusParams(Section):
 
 
 class TokenizerParams(Section):
-    """The byte-level BPE: trained on the training split, or loaded from a tokenizer.json."""
+    """The byte-level BPE: trained on the training split, or loaded from a tokenizer.json; and how documents join."""
 
     path: str
     vocabulary_size: VocabularySize
     training_megabytes: Positive
+    document_marks: DocumentMarksKind
 
     @model_validator(mode="after")
     def _bytes_have_entries(self) -> Self:
         # 256 bytes and two special tokens are the smallest byte-level vocabulary; a tokenizer.json may have fewer.
         if not self.path and self.vocabulary_size < 258:
             raise ValueError(f"vocabulary_size is {self.vocabulary_size}; a trained tokenizer needs 258 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _marks_are_there(self) -> Self:
+        if not self.path and self.document_marks == "post_processor":
+            raise ValueError(
+                "document_marks is post_processor but path is empty, and a trained tokenizer has none; name a "
+                "tokenizer.json, or set document_marks to end_of_text"
+            )
         return self
 
 

@@ -38,7 +38,8 @@ def _initial_files(params: Params) -> dict[str, dict[str, Path]]:
         if folder is None:
             continue
         # Imported for those alone who have such a model.
-        from calm_core.training.initial import AUTOENCODER, files_of, require_agreement
+        from calm_core.storage.model_folder import AUTOENCODER
+        from calm_core.training.initial import files_of, require_agreement
 
         tokenizer = Path(params.tokenizer.path) if params.tokenizer.path else None
         with in_users_tree():

@@ -29,6 +29,7 @@ from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model
 from calm_core.storage.provenance import require_intact, require_tokenizer_of
 from calm_core.tokens.blocks import MAX_TOKENS
+from calm_core.tokens.document_marks import marks_of_tokens
 from calm_core.tokens.shards import TokenStream
 from calm_core.transformer.model import Transformer
 from stages.runner.run import run_stage
@@ -90,7 +91,8 @@ def main(params: Params) -> None:
             texts.append(text)
     truth = _distinct(texts[0])
     of_models = [row for of_model in rows.values() for row in of_model.values()]
-    for row, copied in zip([truth, *of_models], copied_shares(texts, TokenStream(TOKENS, "train")), strict=True):
+    shares = copied_shares(texts, TokenStream(TOKENS, "train"), marks_of_tokens(TOKENS))
+    for row, copied in zip([truth, *of_models], shares, strict=True):
         row |= {"copied": copied.share, "copied_standard_error": copied.standard_error}
     write_json(
         Path("results/diversity.json"),

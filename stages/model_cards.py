@@ -12,7 +12,7 @@ from calm_core.storage.json_io import read_json, write_json
 from calm_core.storage.model_folder import read_config
 from calm_core.storage.provenance import DESCRIPTION
 from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer
-from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config
+from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, prompt_opening, tokenizer_config
 from stages.runner.run import run_stage
 
 
@@ -35,7 +35,7 @@ def main(params: Params) -> None:
         card = render_model_card(kind, config, corpus, section, results[kind])
         write_text(folder / "README.md", card)
         tokenizer = load_tokenizer(folder / TOKENIZER)
-        about = tokenizer_config(tokenizer, config["context_tokens"], config.get("opening") or ())
+        about = tokenizer_config(tokenizer, config["context_tokens"], prompt_opening(config, tokenizer))
         write_json(folder / TOKENIZER_CONFIG, about)
 
 

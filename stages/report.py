@@ -60,8 +60,10 @@ def _samples(params: Params) -> list[dict[str, str]]:
     prompts = [window[:prompt_length] for window in windows]
     columns = [prompts, [window[prompt_length:] for window in windows]]
     for model in models:
+        # As the start of a document, which a piece of a text is given to the models as.
+        begun = [[*model.document_marks.before, *prompt] for prompt in prompts]
         # The stream yields growing continuations; the last are the complete ones.
-        (continuations,) = deque(model.stream(prompts, length, Sampling(settings.temperature), params.seed), maxlen=1)
+        (continuations,) = deque(model.stream(begun, length, Sampling(settings.temperature), params.seed), maxlen=1)
         # Both models share a tokenizer, checked above, so one of them decodes all columns.
         columns.append([continuation.token_ids for continuation in continuations])
     texts = [[models[0].decode(token_ids) for token_ids in column] for column in columns]

@@ -13,11 +13,11 @@ from calm_core.runtime.precision import set_threads
 from calm_core.runtime.process_group import joined
 from calm_core.storage.atomic import whole_directory
 from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import count_parameters, load_model, save_model
+from calm_core.storage.model_folder import AUTOENCODER, count_parameters, load_model, save_model
 from calm_core.storage.provenance import require_intact
 from calm_core.tokens.shards import TokenStream, vocabulary_size
 from calm_core.tokens.tokenizer import load_tokenizer
-from calm_core.training.initial import AUTOENCODER, require_unchanged
+from calm_core.training.initial import require_unchanged
 from stages.runner.initial import INITIAL, initial_base_model, initial_folder
 from stages.runner.places import RUN, Places
 from stages.runner.run import Measured, run_repeatable_stage

@@ -13,6 +13,7 @@ from calm_core.params import Params
 from calm_core.storage.base_model import base_model_of
 from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
 from calm_core.storage.provenance import require_intact, require_latents_of, require_tokenizer_of
+from calm_core.tokens.document_marks import kind_of_tokens
 from calm_core.tokens.openings import commonest_document_end
 from calm_core.tokens.shards import TokenStream
 from calm_core.tokens.tokenizer import load_tokenizer
@@ -60,8 +61,9 @@ def main(params: Params, places: Places = RUN) -> Measured:
     # From the autoencoder's folder, which the checks above have tied to the tokens.
     tokenizer = load_tokenizer(trained / "tokenizer.json")
     opening = commonest_document_end(tokens, model.config.patch_size)
-    base = initial_base_model(params.calm.initial, started)
-    save_model(model, tokenizer, model_folder, params.calm.context_tokens, opening, base_model=base)
+    kind, base = kind_of_tokens(TOKENS), initial_base_model(params.calm.initial, started)
+    context = params.calm.context_tokens
+    save_model(model, tokenizer, model_folder, context, opening, document_marks=kind, base_model=base)
     if decoded:
         # A CALM is useless without the decoder of its latents, so its folder has both.
         base = base_model_of(trained, trained)

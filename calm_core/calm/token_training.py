@@ -12,7 +12,7 @@ from calm_core.params import CalmParams
 from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
-from calm_core.training.objective import CPU, Loss, on_device
+from calm_core.training.objective import CPU, Loss, on_device, starting_model
 
 
 def whole_blocks(section: CalmParams, tokens: TokenStream, patches: int, patch_size: int) -> int:
@@ -55,11 +55,7 @@ class TokenHeadObjective:
         self._tokens, self._seed, self._stage, self._patch_size = tokens, seed, stage, config.patch_size
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
         self._blocks = whole_blocks(section, tokens, len(tokens) // config.patch_size, config.patch_size)
-        if initial is None:
-            self.model = Calm(config)
-            self.model.initialise(generator(seed, stage, "weights"))
-        else:
-            self.model = initial.requires_grad_(True)
+        self.model = starting_model(initial, lambda: Calm(config), generator(seed, stage, "weights"))
 
     def batch(self, step: int, rows: range, device: torch.device = CPU) -> Tensor:
         """Token ids of sequences of P patches and one more, [rows, P + 1, K] int64."""

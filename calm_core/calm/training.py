@@ -23,7 +23,7 @@ from calm_core.runtime.randomness import StepStreams, generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.loop import train
-from calm_core.training.objective import CPU, Loss, on_device
+from calm_core.training.objective import CPU, Loss, on_device, starting_model
 from calm_core.training.run import Run, spread_steps
 from calm_core.training.shape import shape_from
 
@@ -98,11 +98,8 @@ class CalmObjective:
         self._patch_size = autoencoder.config.patch_size
         self._context = section.context_tokens // self._patch_size
         self._blocks = whole_blocks(section, tokens, len(latents), self._patch_size)
-        if initial is None:
-            self.model = Calm(calm_config(section, autoencoder.config))
-            self.model.initialise(generator(seed, STAGE, "weights"))
-        else:
-            self.model = initial.requires_grad_(True)
+        config = calm_config(section, autoencoder.config)
+        self.model = starting_model(initial, lambda: Calm(config), generator(seed, STAGE, "weights"))
         self.rows, self.tokens_per_row = section.batch_sequences, section.context_tokens
 
     def batch(self, step: int, rows: range, device: torch.device = CPU) -> SequenceBatch:

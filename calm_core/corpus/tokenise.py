@@ -31,6 +31,7 @@ from calm_core.storage.provenance import DESCRIPTION
 from calm_core.storage.resumable import FinishedFiles
 from calm_core.tokens.batch_encoding import encode_documents
 from calm_core.tokens.blocks import require_block
+from calm_core.tokens.document_marks import DocumentMarks, document_marks
 from calm_core.tokens.round_trip import told_changes, told_losses
 from calm_core.tokens.shards import TokenStream, TokenWriter
 from calm_core.tokens.tokenizer import (
@@ -73,15 +74,19 @@ def tokenise(
         documents = Documents(params.corpus, done.place)
         texts = _Texts(documents, iter(documents), params.corpus)
     tokenizer = parse_tokenizer(kept.read_bytes(TOKENIZER, digest), Path(TOKENIZER))
-    done = _encode(tokenizer, digest, texts, done, kept)
+    marks = document_marks(params.tokenizer.document_marks, tokenizer)
+    done = _encode(tokenizer, digest, marks, texts, done, kept)
     _require_documents(params.corpus, done.counts)
     for name, of_file in ({TOKENIZER: digest} | done.sha256["train"]).items():
         kept.put(name, of_file, folder)
     held_out, of_documents = _put_held_out(params, done, vocabulary_size_of(tokenizer), kept, folder)
+    kind = params.tokenizer.document_marks
     description = {
         **describe(params.corpus),
         "vocabulary_size": vocabulary_size_of(tokenizer),
         "end_of_text_id": end_of_text_id(tokenizer),
+        # Named where it is another than that of earlier versions, as in a model's config.json.
+        **({} if kind == "end_of_text" else {"document_marks": kind}),
         "sha256": {TOKENIZER: digest},
         "splits": {"train": {**done.counts["train"]._asdict(), "sha256": done.sha256["train"]}, **held_out},
     }
@@ -287,12 +292,14 @@ def _make_tokenizer(params: Params, kept: FinishedFiles) -> tuple[str, _Texts]:
         return kept.keep(scratch / TOKENIZER), _Texts(source, documents, params.corpus)
 
 
-def _encode(tokenizer: Tokenizer, tokenizer_digest: str, texts: _Texts, done: _Done, kept: FinishedFiles) -> _Done:
-    """Encode ``texts``, the documents after ``done``, and keep them stretch by stretch."""
+def _encode(
+    tokenizer: Tokenizer, tokenizer_digest: str, marks: DocumentMarks, texts: _Texts, done: _Done, kept: FinishedFiles
+) -> _Done:
+    """Encode ``texts``, the documents after ``done``, with ``marks`` around each; keep them stretch by stretch."""
     documents = done.place.documents
     with kept.scratch() as scratch, progress("tokenise", None, "documents", documents) as advance:
         splits = _SplitWriters(scratch, vocabulary_size_of(tokenizer), done)
-        for batch in encode_documents(tokenizer, iter(texts)):
+        for batch in encode_documents(tokenizer, iter(texts), marks):
             if not documents and (told := told_changes(tokenizer, batch.texts)):
                 kept.tell(told)
             characters = np.array([len(text) for text in batch.texts])

@@ -8,12 +8,11 @@ in the ratio of the models' speeds. Strict alternation would show the number of 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from tokenizers.decoders import DecodeStream
 
 from calm_core.inference.decoding import Sampling
-from calm_core.inference.language_model import Continuation, LanguageModel
+from calm_core.inference.language_model import Continuation, FinishReason, LanguageModel
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Piece:
     """The model's own sampling time, the reading of the prompt included."""
     tokens_per_second: float
     """``tokens`` / ``seconds``."""
-    finish_reason: Literal["length", "end_of_text"] | None
+    finish_reason: FinishReason | None
     """None while the text goes on."""
 
 

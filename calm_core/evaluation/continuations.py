@@ -10,15 +10,23 @@ Where a model knows probabilities, as the Transformer and a CALM with a token he
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.brier import brier_from_probabilities
-from calm_core.runtime.float64 import float64_device, uniform
+from calm_core.runtime.float64 import float64_device
+from calm_core.runtime.row_generators import Generators, uniform
 from calm_core.tokens.blocks import MAX_TOKENS
 from calm_core.transformer.model import Transformer
+
+MANY_PROBABILITIES = 1 << 17
+"""From so many on, tokens are drawn in two steps; both ways give the same tokens, to the last digits of float64."""
+
+RUN = 64
+"""Tokens whose probabilities are summed up first."""
 
 
 def branch_mask(leaves: Tensor, prefix: int, steps: int) -> Tensor:
@@ -139,14 +147,33 @@ def _by_sample(steps: list[Tensor], samples: int) -> Tensor:
     return torch.stack(steps, dim=-1).unflatten(0, (samples, -1))
 
 
-def sample_tokens(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One token id a position, [...], from probabilities [..., vocabulary], by the inverse of their running sum.
+def sample_tokens(probabilities: Tensor, generator: Generators) -> Tensor:
+    """One token id a position, [rows, ...], from probabilities [rows, ..., vocabulary], by their running sum's inverse.
 
     One random number a position instead of one a token of the vocabulary, which would take longer than the model.
     """
-    # In float64: float32 sums over a large vocabulary would round rare tokens away.
-    sums = probabilities.to(float64_device(probabilities.device)).cumsum(dim=-1, dtype=torch.float64)
-    numbers = uniform((*sums.shape[:-1], 1), generator)
-    # Scaled by the last sum, which is not exactly 1; right=True never picks a token of probability 0.
-    token_ids = torch.searchsorted(sums, numbers * sums[..., -1:], right=True).squeeze(-1)
-    return token_ids.clamp(max=probabilities.shape[-1] - 1).to(probabilities.device)
+    exact = probabilities.to(float64_device(probabilities.device))
+    if exact.numel() < MANY_PROBABILITIES:
+        # In float64: float32 sums over a large vocabulary would round rare tokens away.
+        sums = exact.cumsum(dim=-1, dtype=torch.float64)
+        # Scaled by the last sum, which is not exactly 1.
+        token_ids = _first_above(sums, uniform((*sums.shape[:-1], 1), generator) * sums[..., -1:])
+    else:
+        # The same place of the running sum, in two steps: which run of tokens it lies in, and which token there. Sums
+        # in float64 are then made of some of the probabilities alone; all of them would not fit the cache.
+        runs = F.pad(exact, (0, -exact.shape[-1] % RUN)).unflatten(-1, (-1, RUN))
+        sums = runs.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+        places = uniform((*sums.shape[:-1], 1), generator) * sums[..., -1:]
+        run = _first_above(sums, places)
+        before = F.pad(sums, (1, 0)).gather(-1, run)
+        inside = runs.gather(-2, run[..., None].expand(*run.shape, RUN)).squeeze(-2).cumsum(dim=-1, dtype=torch.float64)
+        # Rounding may put the place behind the run's last token, which it then means.
+        last = inside[..., -1:]
+        place = torch.minimum(places - before, last.nextafter(torch.zeros_like(last)))
+        token_ids = run * RUN + _first_above(inside, place)
+    return token_ids.squeeze(-1).clamp(max=probabilities.shape[-1] - 1).to(probabilities.device)
+
+
+def _first_above(sums: Tensor, places: Tensor) -> Tensor:
+    """The first of ``sums`` [..., n] above each of ``places`` [..., 1]: never one that adds nothing to those before."""
+    return torch.searchsorted(sums, places, right=True).clamp(max=sums.shape[-1] - 1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calm_core.tokens.document_marks import DocumentMarks
 from calm_core.tokens.ngrams import ngram_hashes, occurring
 from calm_core.tokens.shards import TokenStream
 
@@ -59,21 +60,24 @@ def distinct_share(token_ids: Tensor, length: int) -> Estimate:
     return Estimate(share, _jackknife(without))
 
 
-def copied_shares(texts: list[Tensor], training: TokenStream) -> list[Estimate]:
+def copied_shares(texts: list[Tensor], training: TokenStream, marks: DocumentMarks) -> list[Estimate]:
     """The share of n-grams of ``COPIED_TOKENS`` tokens that occur in ``training``, of each of ``texts``.
 
     A text is [sets, prompts, tokens] token ids on the CPU, two prompts or more. Its n-grams lie within one document, of
-    which an end-of-text token may be the last; the split is read once for all texts.
+    which the first and last of the split's ``marks`` may be the first and the last token; the split is read once for
+    all texts.
     """
-    # Every document ends with the same token.
-    end_of_text = int(training.slice(int(training.document_ends[0]) - 1, 1))
     windows = [text.unfold(-1, COPIED_TOKENS, 1) for text in texts]
     hashes = [_hashes(of_text) for of_text in windows]
     wanted = np.unique(np.concatenate([of_text.ravel() for of_text in hashes]))
     held = wanted[occurring(wanted, training, COPIED_TOKENS, "copies")]
     found = []
     for of_text, hashed in zip(windows, hashes, strict=True):
-        whole = (of_text[..., :-1] != end_of_text).all(dim=-1)
+        whole = torch.ones(of_text.shape[:-1], dtype=torch.bool)
+        for beginning in marks.before[:1]:
+            whole &= (of_text[..., 1:] != beginning).all(dim=-1)
+        for end in marks.after[-1:]:
+            whole &= (of_text[..., :-1] != end).all(dim=-1)
         copied = torch.from_numpy(np.isin(hashed, held)) & whole
         found.append(_ratio(copied.sum(dim=(0, 2)), whole.sum(dim=(0, 2))))
     return found

@@ -14,23 +14,34 @@ Notable:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.head import Head
 from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
-from calm_core.inference.equal_patches import equal_patches
+from calm_core.inference.backbone_step import BackboneStep
+from calm_core.inference.equal_patches import candidates
+from calm_core.inference.few_rows import steps_of_few_rows
 from calm_core.inference.softmax_temperature import softmax_temperature
 from calm_core.inference.temperature import TemperatureSample, batch_choice, exact_temperature
 from calm_core.nn.block_sizes import rows_at_once
+from calm_core.runtime.row_generators import Generators
 from calm_core.transformer.model import Transformer
 
 PATCHES_AT_ONCE = 4096
 """About how many candidate patches are sampled and decoded together, which bounds the memory that they take."""
+
+ROW_PATCHES_AT_ONCE = 256
+"""Candidate patches for which a row with a generator of its own draws at once: together the same, at batch 16."""
+
+STEPS_AT_ONCE = 8
+"""Steps for which such a row draws at once at temperature 1: a draw for each row takes longer than one for all."""
 
 LATENTS_LOGITS = 1 << 18
 """Logits of the softmax sampler that are there together on a CPU: several passes over them stay in its cache."""
@@ -91,57 +102,72 @@ def align_prompts(prompts: list[list[int]], patch_size: int, filler: int, openin
     return Prompts(torch.tensor(rows), torch.tensor([max(lengths) - length for length in lengths]))
 
 
-@torch.no_grad()
 def calm_steps(
-    model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: torch.Generator
+    model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
     """Continue ``prompts`` patch by patch, without end; they, the models and the generator are on one device.
 
     A model with a token head comes without ``autoencoder``.
     """
+    models = [part for part in (model, autoencoder) if part is not None]
+    return steps_of_few_rows(_calm_steps(model, autoencoder, prompts, sampling, generator), models)
+
+
+@torch.no_grad()
+def _calm_steps(
+    model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: Generators
+) -> Iterator[Step]:
     cache = model.backbone.new_cache()
     patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
     once = torch.ones(len(patches), dtype=torch.int64, device=patches.device)
     padding = _any_padding(prompts)
-    latents: Tensor | None = None
+    hidden_states = model(model.inputs(patches, autoencoder), cache, mask=_mask(padding, patches.shape[1]))[:, -1]
+    read, step = patches[:, -1], BackboneStep(model.backbone, cache, padding)
+    noise: Iterator[Tensor] | None = None
     while True:
-        mask = _mask(padding, cache.length, patches.shape[1])
-        hidden_states = model(model.inputs(patches, autoencoder, latents), cache, mask=mask)[:, -1]
+        latents: Tensor | None = None
         if isinstance(model.head, TokenHead):
-            token_ids = _written(model.head, hidden_states, patches[:, -1], sampling.temperature, generator)
+            token_ids = _written(model.head, hidden_states, read, sampling.temperature, generator)
             chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
         elif sampling.temperature == 1 and sampling.sampler != "softmax":
             assert autoencoder is not None
-            head = model.latent_head
-            latents = head.sample(hidden_states, head.sampling_draws((len(once),), generator))
+            noise = noise or _noise_of_steps(model.latent_head, len(once), generator)
+            latents = model.latent_head.sample(hidden_states, next(noise))
             chosen = TemperatureSample(autoencoder.decode(latents), once, once.bool(), exact=True, reached=once.bool())
-            latents = latents[:, None]  # a model that is fed latents gets those that the patch was decoded from
         else:
             assert autoencoder is not None
             chosen = _sharpened(model, autoencoder, hidden_states, sampling, generator)
         yield Step(*chosen)
-        patches = chosen.symbols[:, None]
+        read = chosen.symbols
+        # A model that is fed latents gets those that the patch was decoded from, where they are known.
+        hidden_states = step(model.patch_embedding(model.inputs(read, autoencoder, latents)))
+
+
+def transformer_steps(
+    model: Transformer, prompts: Prompts, sampling: Sampling, generator: Generators
+) -> Iterator[Step]:
+    """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature); as ``calm_steps``."""
+    return steps_of_few_rows(_transformer_steps(model, prompts, sampling, generator), [model])
 
 
 @torch.no_grad()
-def transformer_steps(
-    model: Transformer, prompts: Prompts, sampling: Sampling, generator: torch.Generator
+def _transformer_steps(
+    model: Transformer, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
-    """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature); as ``calm_steps``."""
     cache = model.backbone.new_cache()
     token_ids = prompts.token_ids
     once = torch.ones(len(token_ids), dtype=torch.int64, device=token_ids.device)
     padding = _any_padding(prompts)
+    hidden_states = model.hidden_states(token_ids, cache, mask=_mask(padding, token_ids.shape[1]))[:, -1]
+    step = BackboneStep(model.backbone, cache, padding)
     while True:
-        mask = _mask(padding, cache.length, token_ids.shape[1])
-        logits = model(token_ids, cache, mask=mask)[:, -1].float()
-        token_ids = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)[:, None]
-        yield Step(token_ids, once, once.bool(), exact=True, reached=once.bool())
+        logits = model.output(hidden_states).float()
+        written = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)
+        yield Step(written[:, None], once, once.bool(), exact=True, reached=once.bool())
+        hidden_states = step(model.embedding(written))
 
 
-def _written(
-    head: TokenHead, hidden_states: Tensor, read: Tensor, temperature: float, generator: torch.Generator
-) -> Tensor:
+def _written(head: TokenHead, hidden_states: Tensor, read: Tensor, temperature: float, generator: Generators) -> Tensor:
     """A patch a row of ``hidden_states`` [batch, hidden], after ``read`` [batch, K], token by token from
     P^(1 / temperature), [batch, K]."""
     token_ids = read
@@ -153,16 +179,14 @@ def _written(
 
 
 def _sharpened(
-    model: Calm, autoencoder: Autoencoder, hidden_states: Tensor, sampling: Sampling, generator: torch.Generator
+    model: Calm, autoencoder: Autoencoder, hidden_states: Tensor, sampling: Sampling, generator: Generators
 ) -> TemperatureSample:
     """A patch a row of ``hidden_states`` [batch, hidden] from P^(1 / temperature), a patch being one symbol."""
 
     head = model.latent_head
 
     def sampled(rows: Tensor, count: int) -> Iterator[Tensor]:
-        at_once = max(1, PATCHES_AT_ONCE // len(rows))
-        for first in range(0, count, at_once):
-            noise = head.sampling_draws((min(at_once, count - first), len(rows)), generator)
+        for noise in _noise(head, rows, count, generator):
             yield head.sample(hidden_states[rows], noise)
 
     def draw(rows: Tensor, count: int) -> Tensor:
@@ -181,10 +205,34 @@ def _sharpened(
         at_once = rows_at_once(of_row, hidden_states.device, LATENTS_LOGITS)
         return softmax_temperature(logits, rows, temperature, generator, latents=sampling.latents, rows_at_once=at_once)
     # As ``batch_temperature`` does, but that only the chosen patches are decoded whole.
-    latents = torch.cat(list(sampled(numbers, sampling.draws)))
-    chosen, reached = batch_choice(equal_patches(autoencoder, latents)[..., None], temperature, generator)
+    noise = torch.cat(list(_noise(head, numbers, sampling.draws, generator)), dim=-3)
+    latents, patches = candidates(head, autoencoder, hidden_states, noise)
+    chosen, reached = batch_choice(patches[..., None], temperature, generator)
     used, never = torch.full_like(numbers, sampling.draws), torch.zeros_like(reached)
     return TemperatureSample(autoencoder.decode(latents[chosen, numbers]), used, never, exact=False, reached=reached)
+
+
+def _noise_of_steps(head: Head, rows: int, generator: Generators) -> Iterator[Tensor]:
+    """What ``head`` needs for a sample a row, step after step, without end."""
+    while isinstance(generator, torch.Generator):
+        yield head.sampling_draws((rows,), generator)
+    while True:
+        # Rows lie before the last dimension of what a head draws, and steps before those.
+        yield from generator.drawn(lambda one: head.sampling_draws((STEPS_AT_ONCE, 1), one), -2).unbind(-3)
+
+
+def _noise(head: Head, rows: Tensor, count: int, generator: Generators) -> Iterator[Tensor]:
+    """What ``head`` needs for ``count`` samples of each of ``rows``, in parts for some of the samples."""
+    at_once = max(1, PATCHES_AT_ONCE // len(rows))
+    if isinstance(generator, torch.Generator):
+        for first in range(0, count, at_once):
+            yield head.sampling_draws((min(at_once, count - first), len(rows)), generator)
+        return
+    own = generator.of(rows)
+    for first in range(0, count, ROW_PATCHES_AT_ONCE):
+        # Not ``at_once``: how much a row draws in a call, on which its numbers may depend, is its own affair.
+        shape = (min(ROW_PATCHES_AT_ONCE, count - first), 1)
+        yield from own.drawn(partial(head.sampling_draws, shape), -2).split(at_once, dim=-3)
 
 
 def _any_padding(prompts: Prompts) -> Tensor | None:
@@ -192,14 +240,15 @@ def _any_padding(prompts: Prompts) -> Tensor | None:
     return prompts.padding if prompts.padding.any() else None
 
 
-def _mask(padding: Tensor | None, held: int, new: int) -> Tensor | None:
-    """Who sees whom, [batch, 1, new, held + new] bool; None where no row is padded: causal.
+def _mask(padding: Tensor | None, positions: int) -> Tensor | None:
+    """Who sees whom among the positions of prompts, [batch, 1, positions, positions] bool; None where no row is padded:
+    causal.
 
     A position of the padding sees itself alone, for a softmax over nothing has no value.
     """
     if padding is None:
         return None
-    keys = torch.arange(held + new, device=padding.device)
-    queries = keys[held:, None]
+    keys = torch.arange(positions, device=padding.device)
+    queries = keys[:, None]
     visible = (keys <= queries) & (keys >= padding[:, None, None])
     return (visible | (keys == queries))[:, None]

@@ -8,15 +8,61 @@ the flattest distribution, and leaves the fewest partners.
 
 With q_k the share of latents that still have a partner before position k, the decoder's token layers and the vocabulary
 matrix, which are most of a sample's cost, run sum_k q_k times a latent instead of K times; docs/method.md has figures.
+
+Texts have nothing to do with each other here, so that threads take some of them each, side by side.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder
+from calm_core.calm.head import Head
 from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS
+from calm_core.runtime.threads import side_by_side
+
+CANDIDATES_AT_ONCE = 1024
+"""About how many samples go through the head and the decoder together on a CPU."""
+
+CANDIDATE_VALUES = 1024
+"""About what one of them takes in the head's widest layers, which bounds how many a GPU has together."""
+
+TOKENS_OF_A_BLOCK = 64
+"""Of how many tokens the largest logit is looked for first, see ``largest``."""
+
+
+class Candidates(NamedTuple):
+    """Samples of each row, and which of them are the same patch."""
+
+    latents: Tensor
+    """[N, rows, latent]"""
+    patches: Tensor
+    """[N, rows] int64, as ``equal_patches`` has them"""
+
+
+def candidates(head: Head, autoencoder: Autoencoder, hidden_states: Tensor, draws: Tensor) -> Candidates:
+    """N samples a row of ``hidden_states`` [rows, hidden] for ``draws`` [..., N, rows, size], which the head asked for.
+
+    On a CPU some rows at a time, the same ones whatever the number of threads.
+    """
+    count, rows = draws.shape[-3:-1]
+    values = count * CANDIDATE_VALUES
+    at_once = rows_at_once(values, draws.device, CANDIDATES_AT_ONCE * CANDIDATE_VALUES)
+    parts = torch.arange(rows, device=draws.device).tensor_split(-(-rows // at_once))
+
+    def made(part: Tensor) -> Candidates:
+        latents = head.sample(hidden_states[part], draws.index_select(-2, part))
+        return Candidates(latents, equal_patches(autoencoder, latents))
+
+    if len(parts) == 1:  # nobody to share with: its operators have all threads
+        return made(parts[0])
+    assert isinstance(head, nn.Module)
+    shared = side_by_side(made, parts, draws.device, head, autoencoder)
+    latents, patches = zip(*shared, strict=True)
+    return Candidates(torch.cat(latents, dim=1), torch.cat(patches, dim=1))
 
 
 def equal_patches(autoencoder: Autoencoder, latents: Tensor) -> Tensor:
@@ -55,5 +101,18 @@ def tokens_at(autoencoder: Autoencoder, patch_states: Tensor, position: int) -> 
     for first in range(0, len(patch_states), at_once):
         expanded = F.linear(patch_states[first : first + at_once], weight, bias).float()
         hidden_states = decoder.norm(decoder.token_layers(expanded))
-        token_ids[first : first + at_once] = F.linear(hidden_states, vocabulary).argmax(dim=-1)
+        token_ids[first : first + at_once] = largest(F.linear(hidden_states, vocabulary))
     return token_ids
+
+
+def largest(logits: Tensor) -> Tensor:
+    """``logits.argmax(dim=1)`` of [patches, vocabulary], [patches] int64: the first of equal ones.
+
+    torch's argmax takes a third as long on a CPU as the product that made the logits. Its maximum is vectorised, so
+    that of each block of tokens is taken first, and the token looked for in the best block.
+    """
+    if logits.device.type != "cpu" or logits.shape[1] % TOKENS_OF_A_BLOCK:
+        return logits.argmax(dim=1)
+    blocks = logits.unflatten(1, (-1, TOKENS_OF_A_BLOCK))
+    best = blocks.amax(dim=2).argmax(dim=1)
+    return best * TOKENS_OF_A_BLOCK + blocks[torch.arange(len(best)), best].argmax(dim=1)

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from calm_core.storage.json_io import write_json
 from calm_core.storage.provenance import DESCRIPTION
 from calm_core.tokens.batch_encoding import EncodedDocuments, encode_documents
 from calm_core.tokens.blocks import EvaluationBlocks
-from calm_core.tokens.document_marks import end_of_text_marks
+from calm_core.tokens.document_marks import document_marks, kind_of_tokens
 from calm_core.tokens.round_trip import told_changes
 from calm_core.tokens.shards import TokenStream, TokenWriter
 
@@ -39,6 +40,9 @@ BEGINNING = 80
 BOOTSTRAP_RESAMPLES = 1000
 
 SCORES_FILE, DOCUMENTS = "brierlm.json", "documents.parquet"
+
+UNFINISHED = "blocks.json"
+"""What an evaluation that can be resumed has so far, see ``reference_protocol``."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,34 @@ def evaluate_corpus(
         CalmError: the corpus cannot be read, is shorter than one block, or was tokenised for another model; ``folder``
             holds something else.
     """
-    _require_free(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        if (Path(spec) / DESCRIPTION).is_file():
-            tokens, beginnings = _tokenised(Path(spec), language_model), []
-        else:
-            texts = documents(parse_corpus(spec, text_field))
-            beginnings = _write_tokens(language_model, texts, Path(temporary), settings)
-            tokens = TokenStream(Path(temporary), "evaluated")
+    require_free(folder)
+    with corpus_tokens(language_model, spec, text_field, settings.tokens) as (tokens, beginnings):
         table, results = _score(language_model, tokens, settings)
+    results = {"corpus": spec, **results}
+    write_results(folder, table, beginnings, results)
+    return results
+
+
+@contextmanager
+def corpus_tokens(
+    language_model: LanguageModel, spec: str, text_field: str, limit: int | None
+) -> Iterator[tuple[TokenStream, list[str]]]:
+    """The tokens of the corpus ``spec``, as ``evaluate_corpus`` takes it, and how each document begins.
+
+    They are in a temporary folder, so as far as a ``limit`` of tokens needs them; of a folder of tokens no beginnings
+    are known. Errors as in ``evaluate_corpus``.
+    """
+    if (Path(spec) / DESCRIPTION).is_file():
+        yield _tokenised(Path(spec), language_model), []
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        texts = documents(parse_corpus(spec, text_field))
+        beginnings = _write_tokens(language_model, texts, Path(temporary), limit)
+        yield TokenStream(Path(temporary), "evaluated"), beginnings
+
+
+def write_results(folder: Path, table: pl.DataFrame, beginnings: list[str], results: dict[str, Any]) -> None:
+    """Replace ``folder`` by ``results`` and ``table``: sums of scores by document, of which means are written."""
     table = table.with_columns(pl.col(SCORES) / pl.col("positions"))
     if beginnings:
         begins = pl.DataFrame({"document": range(len(beginnings)), "begins": beginnings})
@@ -116,19 +139,19 @@ def evaluate_corpus(
     with whole_directory(folder) as fresh:
         with (fresh / DOCUMENTS).open("wb") as file:  # polars takes no name that is not UTF-8
             table.write_parquet(file)
-        write_json(fresh / SCORES_FILE, {"corpus": spec, **results})
-    return {"corpus": spec, **results}
+        write_json(fresh / SCORES_FILE, results)
 
 
-def _require_free(folder: Path) -> None:
-    """Raise CalmError unless ``folder`` is new, or holds the results of an evaluation and nothing else.
+def require_free(folder: Path) -> None:
+    """Raise CalmError unless ``folder`` is new, or holds results of an evaluation, finished or not, and nothing else.
 
     What stands there is replaced in the end: it must not be the user's models or texts.
     """
     place = folder.resolve()
     if not place.exists():
         return
-    if not place.is_dir() or {path.name for path in place.iterdir()} - {SCORES_FILE, DOCUMENTS}:
+    own = {SCORES_FILE, DOCUMENTS, UNFINISHED, f".{UNFINISHED}.new"}  # the last of a process killed while it wrote
+    if not place.is_dir() or {path.name for path in place.iterdir()} - own:
         raise CalmError(f"{folder} holds something else than results of an evaluation; name another folder")
     if place == Path.cwd():
         raise CalmError(f"{folder} is the folder that calm works in; name another one")
@@ -162,7 +185,7 @@ def _score(
     }
 
 
-def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: Path, settings: Settings) -> list[str]:
+def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: Path, limit: int | None) -> list[str]:
     """Write the token ids of ``texts`` as shards, as far as they are needed; returns how each document begins."""
     writer = TokenWriter(folder, "evaluated", language_model.model.config.vocabulary_size)
     beginnings: list[str] = []
@@ -174,7 +197,7 @@ def _write_tokens(language_model: LanguageModel, texts: Iterator[str], folder: P
             writer.write(token_ids)
             beginnings.append(" ".join(text[: 2 * BEGINNING].split())[:BEGINNING])
             advance()
-            if settings.tokens and writer.tokens > settings.tokens + BATCH_TOKENS:
+            if limit and writer.tokens > limit + BATCH_TOKENS:
                 break  # of a large corpus only what is evaluated is tokenised
     writer.flush()
     return beginnings
@@ -194,6 +217,6 @@ def _tokenised(folder: Path, language_model: LanguageModel) -> TokenStream:
         language_model.tokenizer.save(own.name)
         if sha256(Path(own.name)) != sha256(folder / "tokenizer.json"):
             raise CalmError(f"{folder} was made by another tokenizer than the model's; evaluate on its text instead")
-    if language_model.document_marks != end_of_text_marks(language_model.tokenizer):
-        raise CalmError(f"{folder} has an end-of-text token after each document, the model none; evaluate on its text")
+    if language_model.document_marks != document_marks(kind := kind_of_tokens(folder), language_model.tokenizer):
+        raise CalmError(f"{folder} has documents marked by {kind}, unlike the model's; evaluate on its text instead")
     return TokenStream(folder, "test")

@@ -23,7 +23,6 @@ from calm_core.errors import CalmError
 from calm_core.inference.decoding import Sampling, align_prompts
 from calm_core.inference.language_model import LanguageModel, load_language_model
 from calm_core.runtime.device import DeviceName
-from calm_core.tokens.tokenizer import end_of_text_id
 from calm_core.transformer.model import Transformer
 
 GREEDY = 1e-4
@@ -119,11 +118,10 @@ def text_until(language_model: LanguageModel, context: str, settings: dict[str, 
     temperature = float(settings.get("temperature", 1.0)) if sampled else 0.0
     tokens = int(settings.get("max_gen_toks") or MOST_TOKENS)
     prompt = language_model.encode(context)
-    (found,) = language_model.continuations([prompt], tokens, Sampling(max(temperature, GREEDY)), seed)
-    text = language_model.decode(found.token_ids)
     until = settings.get("until") or []
-    places = [text.find(word) for word in ([until] if isinstance(until, str) else until) if word]
-    return text[: min((place for place in places if place >= 0), default=len(text))]
+    words = [word for word in ([until] if isinstance(until, str) else until) if word]
+    (found,) = language_model.continuations([prompt], tokens, Sampling(max(temperature, GREEDY)), seed, words)
+    return found.text
 
 
 def _require_likelihood(language_model: LanguageModel) -> None:
@@ -138,9 +136,9 @@ def _require_likelihood(language_model: LanguageModel) -> None:
 def _logits(language_model: LanguageModel, before: list[int], piece: list[int]) -> Tensor:
     """Logits of each token of ``piece``, given those before it, [tokens, vocabulary] float32."""
     model, patch_size = language_model.model, language_model.patch_size
-    end_of_text = end_of_text_id(language_model.tokenizer)
-    read = align_prompts([before], patch_size, end_of_text, language_model.opening).token_ids
-    filled = torch.tensor([piece + [end_of_text] * (-len(piece) % patch_size)])
+    filler = language_model.document_marks.filler
+    read = align_prompts([before], patch_size, filler, language_model.opening).token_ids
+    filled = torch.tensor([piece + [filler] * (-len(piece) % patch_size)])
     token_ids = torch.cat([read, filled], dim=1).to(language_model.device)
     if isinstance(model, Transformer):
         return model(token_ids[:, :-1])[0, read.shape[1] - 1 :].float()

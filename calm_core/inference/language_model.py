@@ -1,14 +1,15 @@
 """A trained model as others use it: one call loads its folder, methods continue text (docs/api.md)."""
 
-from collections import deque
-from collections.abc import Iterator, Set
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
@@ -22,8 +23,11 @@ from calm_core.inference.decoding import (
     calm_steps,
     transformer_steps,
 )
+from calm_core.inference.text_stream import TextStream, stop_texts
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
+from calm_core.runtime.row_generators import RowGenerators
+from calm_core.runtime.threads import side_by_side
 from calm_core.storage.hub import local_folder
 from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, load_model, read_config
 from calm_core.tokens.document_marks import DocumentMarks, end_of_text_marks, post_processor_marks
@@ -34,12 +38,16 @@ BATCH_PROMPTS = 16
 """Prompts that go on together."""
 
 
+FinishReason = Literal["length", "end_of_text", "stop"]
+
+
 @dataclass
 class Continuation:
     """What a model wrote after one prompt."""
 
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: Literal["length", "end_of_text"] | None = None
+    """The fewest tokens that hold the text: the last one may go on into the stop text that ended it."""
+    finish_reason: FinishReason | None = None
     """None while the text goes on."""
     draws: int = 0
     """Samples that the head drew for it, or tokens of a Transformer."""
@@ -47,6 +55,26 @@ class Continuation:
     """Steps in which a temperature below 1 was approximated."""
     exact: bool = True
     """Whether each step is from P^(1 / temperature) itself: none was approximated, and no budget chose among them."""
+    text: str = field(default="", compare=False)
+    """What was written, up to a stop text. While it goes on, what is settled of it, if ``stop`` was given."""
+
+
+class NumberedPrompt(NamedTuple):
+    """A prompt, and which of the texts that follow it is asked for: another number, other draws."""
+
+    prompt: list[int]
+    number: int
+
+
+def numbered(prompts: Sequence[list[int]], texts: int = 1) -> list[NumberedPrompt]:
+    """``texts`` of each of ``prompts``, prompt by prompt; all texts of one prompt are numbered from 0 on."""
+    counts: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        found += [NumberedPrompt(prompt, counts[key] + number) for number in range(texts)]
+        counts[key] += texts
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,27 +105,52 @@ class LanguageModel:
         """Where the weights are, and where texts are sampled."""
         return device_of(self.model)
 
+    @property
+    def _models(self) -> list[nn.Module]:
+        return [part for part in (self.model, self.autoencoder) if part is not None]
+
     def stream(
-        self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int, batch: int = 0
+        self,
+        prompts: list[list[int]],
+        tokens: int,
+        sampling: Sampling,
+        seed: int,
+        stop: str | Sequence[str] | None = None,
     ) -> Iterator[list[Continuation]]:
         """Continue prompts of token ids by at most ``tokens`` tokens each; yields the same, growing list at each step.
 
         Of a prompt longer than the context its end is read, see ``read_part``.
 
-        The text is a function of the arguments and of the kind of device, whose generator draws the samples; ``batch``
-        numbers the batches of a longer list of prompts. A text ends before its end-of-text token, which is left out, or
-        before the token that begins the next document, where the model was trained with one.
+        A text is a function of its prompt, of the other arguments and of the kind of device, whose generators draw the
+        samples, and not of the prompts beside it, but for rounding: products of a batch of another size may have other
+        last digits, and seldom a draw falls between both. A prompt that stands n times gets n texts, the first of
+        which it gets alone. A text ends before its end-of-text token, which is left out, or before the token that
+        begins the next document, where the model was trained with one; and before the first of the texts ``stop``,
+        wherever its tokens begin. With ``stop``, be it empty, each step also says the ``text`` so far.
 
         Raises:
-            CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], or a prompt holds an
-                id that is not in the vocabulary.
+            CalmError: there is no prompt, ``tokens`` is below 1, the temperature outside (0, 1], a stop text is empty,
+                or a prompt holds an id that is not in the vocabulary.
         """
+        return self._stream(numbered(prompts), tokens, sampling, seed, stop)
+
+    def _stream(
+        self,
+        texts: Sequence[NumberedPrompt],
+        tokens: int,
+        sampling: Sampling,
+        seed: int,
+        stop: str | Sequence[str] | None,
+    ) -> Iterator[list[Continuation]]:
+        prompts = [text.prompt for text in texts]
         self._require_possible(prompts, tokens, sampling)
-        draws = generator(seed, "generate", batch, device=self.device)
+        # A number comes last and prompts hold token ids alone, so no two texts have the same key.
+        keys: list[tuple[str | int, ...]] = [("generate", *text.prompt, text.number) for text in texts]
+        draws = RowGenerators([generator(seed, *key, device=self.device) for key in keys])
         end_of_text, marks = end_of_text_id(self.tokenizer), self.document_marks
         ends = {end_of_text, *marks.before[:1], *marks.after[:1]}
         # A model that saw no end of text knows nothing of that token, whose embedding is as it was initialised.
-        filler = marks.before[0] if marks.before else end_of_text
+        filler = marks.filler
         read = [self.read_part(prompt) for prompt in prompts]
         on_cpu = align_prompts(read, self.patch_size, filler, self.opening)
         aligned = Prompts(*(part.to(self.device) for part in on_cpu))
@@ -106,25 +159,49 @@ class LanguageModel:
         else:
             steps = calm_steps(self.model, self.autoencoder, aligned, sampling, draws)
         continuations = [Continuation() for _ in prompts]
+        stops = stop_texts(() if stop is None else stop)
+        written = [TextStream(self.tokenizer, prompt, stops) for prompt in read]
         for step in islice(steps, -(-tokens // self.patch_size)):
             columns = (step.token_ids, step.draws, step.finished)
-            rows = zip(continuations, *(column.tolist() for column in columns), strict=True)
-            for continuation, token_ids, used, finished in rows:
+            rows = zip(continuations, written, *(column.tolist() for column in columns), strict=True)
+            for continuation, text, token_ids, used, finished in rows:
                 if continuation.finish_reason is None:
                     _extend(continuation, token_ids, tokens, ends)
                     continuation.draws += used
                     continuation.inexact_steps += not finished
                     continuation.exact &= finished and step.exact
+                    # Of texts that nothing stops, those that are finished: it takes time at each step.
+                    if stop is not None or continuation.finish_reason:
+                        _tell(continuation, text)
             yield continuations
             if all(continuation.finish_reason for continuation in continuations):
                 return
 
     def continuations(
-        self, prompts: list[list[int]], tokens: int, sampling: Sampling, seed: int
+        self,
+        prompts: list[list[int]],
+        tokens: int,
+        sampling: Sampling,
+        seed: int,
+        stop: str | Sequence[str] | None = None,
+        texts: int = 1,
     ) -> Iterator[Continuation]:
-        """The finished continuation of each of any number of prompts, in their order, a batch of them at a time."""
-        for batch, first in enumerate(range(0, len(prompts), BATCH_PROMPTS)):
-            yield from deque(self.stream(prompts[first : first + BATCH_PROMPTS], tokens, sampling, seed, batch), 1)[0]
+        """``texts`` finished continuations of each of any number of prompts, prompt by prompt, a batch at a time.
+
+        The first text of a prompt is the one that ``stream`` gives; the other arguments and errors are those there.
+        """
+        if texts < 1:
+            raise CalmError(f"{texts} continuations of a prompt are asked for; 1 or more are needed")
+        asked = numbered(prompts, texts)
+        batches = [asked[first : first + BATCH_PROMPTS] for first in range(0, len(asked), BATCH_PROMPTS)]
+
+        def finished(batch: Sequence[NumberedPrompt]) -> list[Continuation]:
+            return deque(self._stream(batch, tokens, sampling, seed, stop), 1)[0]
+
+        # A single batch has nobody to share with: its operators have all threads.
+        done = side_by_side(finished, batches, self.device, *self._models) if batches[1:] else map(finished, batches)
+        for of_batch in done:
+            yield from of_batch
 
     def generate(
         self,
@@ -134,11 +211,18 @@ class LanguageModel:
         temperature: float = 1.0,
         sampler: SamplerName = "batch",
         seed: int = 0,
+        stop: str | Sequence[str] = (),
+        continuations: int = 1,
     ) -> list[str]:
-        """What follows each of ``prompts``, at most ``tokens`` tokens (1 or more); errors as in ``stream``."""
+        """What follows each of ``prompts``, at most ``tokens`` tokens (1 or more) and up to the first of ``stop``.
+
+        ``continuations`` independent texts of each, prompt by prompt; the first is the one that it gets without others.
+        Errors as in ``stream``.
+        """
+        encoded = [self.encode(prompt) for prompt in prompts]
         sampling = Sampling(temperature, sampler)
-        finished = self.continuations([self.encode(prompt) for prompt in prompts], tokens, sampling, seed)
-        return [self.decode(continuation.token_ids) for continuation in finished]
+        finished = self.continuations(encoded, tokens, sampling, seed, stop_texts(stop) or None, continuations)
+        return [continuation.text for continuation in finished]
 
     def read_part(self, prompt: list[int]) -> list[int]:
         """The tokens of ``prompt`` that are read: its last ones, as many as fit with the opening into a context.
@@ -231,6 +315,17 @@ def _require_tokens_of_autoencoder(tokenizer: Tokenizer, folder: Path) -> None:
         return
     if load_tokenizer(inner).get_vocab() != tokenizer.get_vocab():
         raise CalmError(f"{own} has other tokens than {inner}; copy the one that the model was trained with over both")
+
+
+def _tell(continuation: Continuation, text: TextStream) -> None:
+    """Bring the text of ``continuation`` up to its tokens, and end both at a stop text."""
+    text.read(continuation.token_ids)
+    if continuation.finish_reason:
+        text.finish()
+    if text.stopped:
+        continuation.finish_reason = "stop"
+        del continuation.token_ids[text.tokens :]
+    continuation.text = text.settled
 
 
 def _extend(continuation: Continuation, token_ids: list[int], tokens: int, ends: Set[int]) -> None:

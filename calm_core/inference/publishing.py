@@ -17,8 +17,8 @@ from calm_core.inference.language_model import load_language_model
 from calm_core.storage.base_model import BASE_MODEL
 from calm_core.storage.hub import NAME
 from calm_core.storage.model_folder import AUTOENCODER, ORIGIN, load_model, read_config
-from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer, template_ids
-from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config
+from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer
+from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, prompt_opening, tokenizer_config
 
 Content = Path | bytes
 """What is uploaded: a file as it is, or bytes that are made for the hub."""
@@ -63,10 +63,7 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
             contents[file] = folder / file
     if TOKENIZER in contents:
         tokenizer = load_tokenizer(folder / TOKENIZER)
-        # Prompts of an imported model begin with what its tokenizer's template puts before a text.
-        before = template_ids(tokenizer)[0] if config.get("document_marks") else ()
-        opening = config.get("opening") or before
-        about = tokenizer_config(tokenizer, context, opening)
+        about = tokenizer_config(tokenizer, context, prompt_opening(config, tokenizer))
         contents[TOKENIZER_CONFIG] = (json.dumps(about, indent=2) + "\n").encode()
     try:
         card = (folder / CARD).read_text(encoding="utf-8")

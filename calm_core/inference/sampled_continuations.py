@@ -3,6 +3,9 @@
 The steps are those by which ``calm generate`` writes. Unlike there a prompt is a piece of a split, which may begin in
 the middle of a document, and a continuation goes on behind the end of one, as the split itself does: all have the same
 length, the true ones included.
+
+One generator draws for all prompts that go together, where ``LanguageModel.stream`` has one for each text: here the
+prompts, their order and number are given with the seed, and figures were published of the texts that these draws give.
 """
 
 from itertools import islice
@@ -21,7 +24,7 @@ from calm_core.runtime.threads import side_by_side
 from calm_core.transformer.model import Transformer
 
 PROMPTS_AT_ONCE = 16
-"""Prompts that go on together. A constant, since the draws of a prompt depend on those beside it."""
+"""Prompts that go on together. A constant, since the draws of a prompt depend on those beside it here."""
 
 
 class Continuations(NamedTuple):

@@ -36,7 +36,8 @@ from torch import Tensor
 
 from calm_core.evaluation.continuations import sample_tokens
 from calm_core.inference.temperature import TemperatureSample
-from calm_core.runtime.float64 import float64_device, uniform
+from calm_core.runtime.float64 import float64_device
+from calm_core.runtime.row_generators import Generators, of_rows, uniform
 
 LogitSampler = Callable[[Tensor, int], Tensor]
 """draw(rows, count): logits of p(. | z) of ``count`` independent latents, [count, len(rows), K, vocabulary], for each
@@ -53,7 +54,7 @@ def softmax_temperature(
     draw: LogitSampler,
     rows: int,
     temperature: float,
-    generator: torch.Generator,
+    generator: Generators,
     *,
     latents: int,
     rows_at_once: int | None = None,
@@ -74,7 +75,7 @@ def softmax_temperature(
     count = 1 if plain else latents
     numbers = torch.arange(rows, device=generator.device)
     symbols = [
-        _symbols(draw(some, count).float().transpose(0, 1), 1 / temperature, generator)
+        _symbols(draw(some, count).float().transpose(0, 1), 1 / temperature, of_rows(generator, some))
         for some in numbers.split(rows_at_once or max(1, rows))
     ]
     used = torch.full_like(numbers, count)
@@ -82,7 +83,7 @@ def softmax_temperature(
     return TemperatureSample(torch.cat(symbols), used, finished, plain, reached=torch.ones_like(finished))
 
 
-def _symbols(logits: Tensor, power: float, generator: torch.Generator) -> Tensor:
+def _symbols(logits: Tensor, power: float, generator: Generators) -> Tensor:
     """One symbol [rows, K] a row of ``logits`` [rows, latents, K, vocabulary]."""
     probabilities = logits.softmax(dim=-1)
     if power == 1:
@@ -104,7 +105,7 @@ def _symbols(logits: Tensor, power: float, generator: torch.Generator) -> Tensor
 
 
 def _chosen(
-    candidates: Tensor, probabilities: Tensor, proposers: Tensor, power: float, generator: torch.Generator
+    candidates: Tensor, probabilities: Tensor, proposers: Tensor, power: float, generator: Generators
 ) -> Tensor:
     """One [rows, K] of ``candidates`` [rows, candidates, K], with weight P^``power``.
 
@@ -134,7 +135,7 @@ def _log(probabilities: Tensor) -> Tensor:
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
-def _drawn(log_weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _drawn(log_weights: Tensor, count: int, generator: Generators) -> Tensor:
     """``count`` numbers a row, [rows, count], drawn by the weights of ``log_weights`` [rows, numbers]."""
     weights = log_weights.to(float64_device(log_weights.device)).double().softmax(dim=-1)
     # One running sum for all draws of a row; right=True never picks a weight of 0.

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from calm_core.errors import CalmError
 from calm_core.evaluation.continuations import sample_tokens
-from calm_core.runtime.float64 import float64_device, uniform
+from calm_core.runtime.float64 import float64_device
+from calm_core.runtime.row_generators import Generators, of_rows, uniform
 
 Sampler = Callable[[Tensor, int], Tensor]
 """draw(rows, count): ``count`` independent symbols, [count, len(rows), size] int64, for each context number in
@@ -61,7 +62,7 @@ def exact_temperature(
     draw: Sampler,
     rows: int,
     temperature: float,
-    generator: torch.Generator,
+    generator: Generators,
     *,
     budget: int | None = 20_000,
     fallback_draws: int | None = None,
@@ -91,7 +92,7 @@ def exact_temperature(
     while len(open_rows) and asked < limit and whole <= limit:
         fresh = draw(open_rows.to(generator.device), int(min(block, limit - asked))).to(device)
         stream = torch.cat([fresh[:1] if begun is None else begun, fresh])
-        reading = _read_rounds(stream, seen, skip, int(whole), fraction, generator)
+        reading = _read_rounds(stream, seen, skip, int(whole), fraction, of_rows(generator, open_rows))
         value = stream[reading.place, torch.arange(len(open_rows), device=stream.device)]
         places.append(open_rows[reading.won])
         symbols.append(value[reading.won])
@@ -109,7 +110,7 @@ def exact_temperature(
             )
         places.append(open_rows)
         samples = draw(open_rows.to(generator.device), fallback_draws)
-        chosen, of_batch = _choose(samples, temperature, generator)
+        chosen, of_batch = _choose(samples, temperature, of_rows(generator, open_rows))
         symbols.append(chosen.to(device))
         draws[open_rows] = asked + fallback_draws
         finished[open_rows] = False
@@ -121,7 +122,7 @@ def exact_temperature(
 
 
 def batch_temperature(
-    draw: Sampler, rows: int, temperature: float, generator: torch.Generator, *, draws: int = 200
+    draw: Sampler, rows: int, temperature: float, generator: Generators, *, draws: int = 200
 ) -> TemperatureSample:
     """One symbol roughly from P^(1 / temperature) / Z for each context number 0 .. ``rows`` - 1.
 
@@ -185,7 +186,7 @@ class _Reading(NamedTuple):
 
 
 def _read_rounds(
-    stream: Tensor, seen: Tensor, skip: Tensor, whole: int, fraction: float, generator: torch.Generator
+    stream: Tensor, seen: Tensor, skip: Tensor, whole: int, fraction: float, generator: Generators
 ) -> _Reading:
     """Follow the rounds of each row through ``stream`` [1 + count, rows, size].
 
@@ -230,7 +231,7 @@ def _read_rounds(
     )
 
 
-def _waits_for_tails(count: int, flipped: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+def _waits_for_tails(count: int, flipped: Tensor, fraction: float, generator: Generators) -> Tensor:
     """After how many draws each factory comes out tails if no draw is heads, [1 + count, rows]; ``count`` + 1 if later.
 
     The factory at place 0 has had ``flipped`` [rows] draws already, the others none. Only one factory reads any draw
@@ -240,9 +241,9 @@ def _waits_for_tails(count: int, flipped: Tensor, fraction: float, generator: to
     draws = torch.arange(1, count + 1, device=device)
     # P(tails within k flips) = 1 - prod_{i <= k} (1 - a / i), inverted at a uniform number: one draw a factory.
     tails_by = 1 - (1 - fraction / draws.double()).cumprod(dim=0)
-    quantiles = uniform((count + 1, rows), generator)
+    quantiles = uniform((count + 1, rows), generator, row_dim=1)
     waits = torch.searchsorted(tails_by, quantiles, right=True) + 1
-    coins = uniform((count, rows), generator)
+    coins = uniform((count, rows), generator, row_dim=1)
     tails = coins < fraction / (flipped + draws[:, None]).double()
     waits[0] = torch.where(tails, draws[:, None], count + 1).amin(dim=0)
     return waits
@@ -263,7 +264,7 @@ def _symbol_ids(symbols: Tensor) -> Tensor:
     return ids
 
 
-def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def batch_choice(samples: Tensor, temperature: float, generator: Generators) -> tuple[Tensor, Tensor]:
     """Of ``samples`` [N, rows, size] the index [rows] int64 of the one that ``batch_temperature`` takes in each row.
 
     And for each row whether some symbol was seen n times, [rows] bool; both where ``samples`` are.
@@ -284,13 +285,13 @@ def batch_choice(samples: Tensor, temperature: float, generator: torch.Generator
     # A symbol stands in the batch as often as it was seen, so each of its copies gets its share of the weight.
     weights = torch.where(counts >= lowered, log_ways - counts.log(), -torch.inf).softmax(dim=1)
     reached = (lowered.squeeze(1) == whole).to(samples.device)
-    if weights.device.type == generator.device.type:
+    if isinstance(generator, torch.Generator) and weights.device.type == generator.device.type:
         return torch.multinomial(weights, 1, generator=generator).squeeze(1), reached
-    # Weights of a device without float64 are on the CPU, for which its generator cannot draw.
+    # One call cannot draw by several generators, nor on the CPU, where the weights of a device without float64 are.
     return sample_tokens(weights, generator).to(samples.device), reached
 
 
-def _choose(samples: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _choose(samples: Tensor, temperature: float, generator: Generators) -> tuple[Tensor, Tensor]:
     """The symbols [rows, size] that ``batch_choice`` names, and whether the temperature was reached, [rows] bool."""
     chosen, reached = batch_choice(samples, temperature, generator)
     return samples[chosen, torch.arange(len(chosen), device=samples.device)], reached

@@ -24,7 +24,7 @@ from calm_core.reference.untrusted_weights import Stored
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import load_model, read_config
 from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer
-from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, tokenizer_config, with_opening
+from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, prompt_opening, tokenizer_config, with_opening
 from calm_core.transformer.model import Transformer, TransformerConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -55,10 +55,11 @@ def export_llama(source: Path, folder: Path, origin: dict[str, Any]) -> None:
     ``origin`` is the model's (``read_origin``).
     """
     model, own = load_model(Transformer, source), read_config(source)
-    opening, context = own.get("opening") or (), own["context_tokens"]
+    context = own["context_tokens"]
     weights = {_llama_name(name): weight for name, weight in model.state_dict().items()}
     types = original_types(weights, origin, source)
     tokenizer = load_tokenizer(source / TOKENIZER) if (source / TOKENIZER).is_file() else None
+    opening = own.get("opening") or () if tokenizer is None else prompt_opening(own, tokenizer)
     config = llama_config(model.config, context, opening, tokenizer)
     config["dtype"] = str(types[EMBEDDING]).removeprefix("torch.")
     write_json(folder / "config.json", {**origin["config"], **config})

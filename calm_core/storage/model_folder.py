@@ -32,11 +32,15 @@ ORIGIN = "reference.json"
 """A file beside an imported model, for the way back: what it came as (``reference.origin``)."""
 
 POST_PROCESSOR = "post_processor"
-"""The value of ``document_marks`` in the config.json of an imported model: its documents are marked by the tokenizer's
+"""The value of ``document_marks`` in the config.json of a language model: its documents are marked by the tokenizer's
 own post-processor, say a BOS before each. Where the key is absent, an end-of-text token follows each document."""
 
 UNTOLD = {"norm_epsilon": 1e-6}
 """Fields of a shape that config.json names only where their value is another: they came later than folders did."""
+
+
+REMEDY = "`dvc repro` makes a run's own model anew, any other has to be imported or copied again"
+"""What to do about a folder that lacks a file or has a damaged one: no stage makes models that came from elsewhere."""
 
 
 def save_model(
@@ -45,14 +49,16 @@ def save_model(
     folder: Path,
     context_tokens: int | None = None,
     opening: Sequence[int] | None = None,
+    document_marks: str | None = None,
     base_model: str | None = None,
 ) -> None:
     """Write a model whose ``config`` is a dataclass into ``folder``, each file atomically.
 
     ``context_tokens`` is the context that a language model was trained with, ``opening`` the token ids of a patch that
-    stand before its prompts (``tokens.openings``), ``base_model`` the model of the hub that it was made from.
+    stand before its prompts (``tokens.openings``), ``document_marks`` the kind of marks around the documents that it
+    read (``tokens.document_marks``), ``base_model`` the model of the hub that it was made from.
     """
-    save_description(model, tokenizer, folder, context_tokens, opening, base_model=base_model)
+    save_description(model, tokenizer, folder, context_tokens, opening, document_marks, base_model)
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     save_tensors(weights, folder / "model.safetensors")
 
@@ -66,12 +72,12 @@ def save_description(
     document_marks: str | None = None,
     base_model: str | None = None,
 ) -> None:
-    """Write what ``save_model`` writes, bar the weights; ``document_marks`` is ``POST_PROCESSOR`` or None."""
+    """Write what ``save_model`` writes, bar the weights; of ``document_marks`` only ``POST_PROCESSOR`` is named."""
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
     kind = type(model).__name__.lower()
     about = {"kind": kind, "context_tokens": context_tokens, "opening": None if opening is None else list(opening)}
-    marks = {} if document_marks is None else {"document_marks": document_marks}
+    marks = {"document_marks": document_marks} if document_marks == POST_PROCESSOR else {}
     base = {} if base_model is None else {BASE_MODEL: base_model}
     write_json(folder / "config.json", {**about, **marks, **base, **asdict(config, dict_factory=_told)})
     if tokenizer is not None:
@@ -85,7 +91,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """What config.json in ``folder`` says; raises CalmError where there is none or it is no model's."""
     if not folder.is_dir():
         raise CalmError(f"{folder} is no folder; a model's folder holds config.json and model.safetensors")
-    values = read_json(folder / "config.json")
+    values = read_json(folder / "config.json", REMEDY)
     # Another project's config.json is the likely mistake, the reference's above all: it gets the command that converts
     # it.
     known = isinstance(values, dict) and isinstance(values.get("kind"), str) and "context_tokens" in values
@@ -112,9 +118,7 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
     del values["context_tokens"]
     for key in ("opening", "document_marks", BASE_MODEL):  # folders of earlier versions have none
         values.pop(key, None)
-    weights = load_tensors(
-        folder / "model.safetensors", f"{folder} is incomplete or damaged: `dvc repro` makes it anew"
-    )
+    weights = load_tensors(folder / "model.safetensors", f"{folder} is incomplete or damaged: {REMEDY}")
     try:
         # Integers would convert without an error, to a model that is merely bad.
         for name, weight in weights.items():
@@ -131,7 +135,7 @@ def load_model(model_class: type[Model], folder: Path) -> Model:
         copies = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
         model.load_state_dict(copies, assign=True)
     except (ValueError, TypeError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
-        raise CalmError(f"{folder} is incomplete or damaged: {one_line(error)}; `dvc repro` makes it anew") from None
+        raise CalmError(f"{folder} is incomplete or damaged: {one_line(error)}; {REMEDY}") from None
     return model.eval().requires_grad_(False)
 
 

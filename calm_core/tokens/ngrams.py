@@ -1,6 +1,6 @@
 """N-grams of tokens as 64-bit hashes, and which of them a split holds: in memory of the n-grams asked for alone.
 
-An n-gram lies within one document, whose end-of-text token is a token like any other. A document that is shorter is one
+An n-gram lies within one document, whose marks are tokens like any other. A document that is shorter is one
 n-gram as a whole, so that none is without: it occurs elsewhere only as another document of the same tokens.
 
 Two n-grams share a hash with a probability of 2**-64: of 10**6 asked for and 10**10 looked through, none is likely to.

@@ -13,7 +13,7 @@ MOST_DOCUMENTS = 1 << 20
 
 
 def commonest_document_end(tokens: TokenStream, length: int) -> list[int]:
-    """The ``length`` token ids with which most documents of a split end, the end-of-text token last.
+    """The ``length`` token ids with which most documents of a split end, marks after a document included.
 
     Of several that are equally common, the first in the order of their ids.
     """

@@ -1,7 +1,7 @@
 """Token shards: a split's documents, one after the other, as safetensors files.
 
 A shard holds ``token_ids`` (uint16 where the vocabulary allows, else int32) and ``document_ends``
-(int64: the position, in the whole split, after each document's end-of-text token). Files are memory-mapped, so
+(int64: the position, in the whole split, after each document and its marks). Files are memory-mapped, so
 a split larger than memory reads like a small one.
 """
 
@@ -53,11 +53,11 @@ class TokenWriter:
         return self._written + SHARD_TOKENS - self.tokens
 
     def write(self, token_ids: Sequence[int] | np.ndarray) -> None:
-        """Add one document, its end-of-text token included."""
+        """Add one document, its marks included."""
         self.write_documents(np.asarray(token_ids), np.array([len(token_ids)]))
 
     def write_documents(self, token_ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Add documents of ``lengths`` tokens, end-of-text tokens included, that follow each other in ``token_ids``."""
+        """Add documents of ``lengths`` tokens, their marks included, that follow each other in ``token_ids``."""
         # Before they are stored in 16 bits, where a larger id would become another token's.
         smallest, largest = token_ids.min(initial=0), token_ids.max(initial=0)
         if smallest < 0 or largest >= self._vocabulary_size:
@@ -119,7 +119,7 @@ class TokenStream:
 
     @cached_property
     def document_ends(self) -> Tensor:
-        """Position after each document's end-of-text token, [documents] int64."""
+        """Position after each document and its marks, [documents] int64."""
         return torch.from_numpy(np.concatenate(self._ends))
 
     def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,7 +3,7 @@
 Notable: a text gets the token ids there that it gets here: text that spells a special token is text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -47,6 +47,15 @@ def with_opening(tokenizer: Tokenizer, opening: Sequence[int]) -> Tokenizer:
     if first is not None and is_template_name(first):
         copy.post_processor = TemplateProcessing([first, "$A"], special_tokens=[(first, opening[0])])
     return copy
+
+
+def prompt_opening(config: Mapping[str, Any], tokenizer: Tokenizer) -> Sequence[int]:
+    """The token ids with which prompts of the language model of ``config``, its config.json, begin there.
+
+    They are those of the tokenizer's own template where the model's documents are marked by it.
+    """
+    before = template_ids(tokenizer)[0] if config.get("document_marks") else ()
+    return before or config.get("opening") or ()
 
 
 def opening_of(tokenizer: Tokenizer) -> list[int] | None:

@@ -3,7 +3,7 @@
 Notable:
 - its sizes stand in params.yaml, as those of every run, since costs, plans and reports are computed from them: a model
   of other sizes is refused, with a list of what to set;
-- its tokenizer has to be the run's, for its embeddings mean nothing else;
+- its tokenizer has to be the run's, for its embeddings mean nothing else, and so has what tells documents apart;
 - the context, the batch and all that a training has beside a shape are free;
 - an autoencoder that came with a CALM stays as it is.
 """
@@ -13,21 +13,20 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from calm_core.errors import CalmError
-from calm_core.params import Params
+from calm_core.params import LanguageModelSection, Params
 from calm_core.storage.checksum import sha256
 from calm_core.storage.hub import local_folder
 from calm_core.storage.json_io import read_json
 from calm_core.storage.provenance import TOKENIZER, WEIGHTS
-from calm_core.tokens.tokenizer import load_tokenizer, require_fit, vocabulary_size_of
+from calm_core.tokens.document_marks import document_marks, told_kind
+from calm_core.tokens.tokenizer import load_tokenizer, require_fit, template_ids, vocabulary_size_of
 
-Section = Literal["calm", "transformer"]
-
-CONFIG, AUTOENCODER = "config.json", "autoencoder"
+CONFIG = "config.json"
 
 BACKBONE_SIZES = ("hidden_size", "intermediate_size", "layers", "heads", "key_value_heads", "rope_theta")
 AUTOENCODER_SIZES = (
@@ -77,7 +76,7 @@ def require_unchanged(folder: Path, digest: Path) -> None:
             raise CalmError(f"{path} has changed since the run began; run `dvc repro`")
 
 
-def require_agreement(section: Section, params: Params, folder: Path, tokenizer: Path | None) -> None:
+def require_agreement(section: LanguageModelSection, params: Params, folder: Path, tokenizer: Path | None) -> None:
     """Raise CalmError unless the model in ``folder``, which ``section``.initial names, goes with ``params``.
 
     ``tokenizer`` is the run's, None if it trains one. The error has each param to set, as `dvc exp run` takes it.
@@ -87,6 +86,12 @@ def require_agreement(section: Section, params: Params, folder: Path, tokenizer:
     values = params.model_dump()
     sizes["tokenizer.vocabulary_size"] = vocabulary_size_of(own)
     settings = {key: value for key, value in sizes.items() if _value(values, key) != value}
+    kind = told_kind(folder / CONFIG)
+    # An imported Llama's folder tells what it took from the tokenizer's template, and not how its texts were joined.
+    of_llama = bool(before := template_ids(own)[0]) and read_json(folder / CONFIG).get("opening") == list(before)
+    # By what they are: some tokenizers mark documents in the same way by both kinds.
+    if not of_llama and document_marks(kind, own) != document_marks(params.tokenizer.document_marks, own):
+        settings["tokenizer.document_marks"] = kind
     # As text they have the whole of it: vocabulary, merges, what ends a document.
     if tokenizer is None or load_tokenizer(tokenizer).to_str() != own.to_str():
         # As params.yaml names the folder; one of the hub's models lies in a cache.
@@ -97,7 +102,7 @@ def require_agreement(section: Section, params: Params, folder: Path, tokenizer:
         raise CalmError(f"{section}.initial: {named} needs other params; set them or give `dvc exp run` {told}")
 
 
-def _sizes(section: Section, folder: Path) -> dict[str, Any]:
+def _sizes(section: LanguageModelSection, folder: Path) -> dict[str, Any]:
     """What params.yaml has to say about the model in ``folder``, by its keys, in their order there."""
     if not (folder / CONFIG).is_file():
         raise CalmError(
@@ -105,7 +110,7 @@ def _sizes(section: Section, folder: Path) -> dict[str, Any]:
             "`calm import-checkpoint` makes them"
         )
     # Here: it brings torch, which takes seconds.
-    from calm_core.storage.model_folder import read_config
+    from calm_core.storage.model_folder import AUTOENCODER, read_config
 
     config = read_config(folder)
     if (kind_of_model := config["kind"]) != section:

@@ -4,7 +4,7 @@ A batch is a function of the step number and of rows of it, data and random draw
 (seed, stage, step, row) alone: one process or several, one micro-batch a step or several, see the same data and noise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -49,6 +49,25 @@ class Objective(Protocol, Generic[Model, Batch]):
 
     def describe_batch(self, step: int) -> str:
         """In words: which text ``step`` trains on, for messages about it."""
+
+
+class _Drawn(Protocol):
+    def initialise(self, generator: torch.Generator) -> None: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+
+
+Drawn = TypeVar("Drawn", bound=_Drawn)
+
+
+def starting_model(initial: Drawn | None, fresh: Callable[[], Drawn], generator: torch.Generator) -> Drawn:
+    """The model that is trained: ``initial`` itself, or without one a ``fresh`` one of weights by ``generator``."""
+    if initial is not None:
+        initial.requires_grad_(True)
+        return initial
+    model = fresh()
+    model.initialise(generator)
+    return model
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

@@ -13,7 +13,7 @@ from calm_core.runtime.randomness import generator
 from calm_core.tokens.shards import TokenStream
 from calm_core.training.batches import batch_indices, described_batch
 from calm_core.training.loop import train
-from calm_core.training.objective import CPU, Loss, on_device
+from calm_core.training.objective import CPU, Loss, on_device, starting_model
 from calm_core.training.run import Run, spread_steps
 from calm_core.training.shape import shape_from
 from calm_core.transformer.model import Transformer, TransformerConfig, next_token_loss
@@ -54,11 +54,8 @@ class TransformerObjective:
                 f"the training split has {len(tokens)} tokens, fewer than transformer.context_tokens "
                 f"{self.tokens_per_row} and one more; use more text or a shorter context"
             )
-        if initial is None:
-            self.model = Transformer(transformer_config(section, vocabulary_size))
-            self.model.initialise(generator(seed, STAGE, "weights"))
-        else:
-            self.model = initial.requires_grad_(True)
+        config = transformer_config(section, vocabulary_size)
+        self.model = starting_model(initial, lambda: Transformer(config), generator(seed, STAGE, "weights"))
 
     def batch(self, step: int, rows: range, device: torch.device = CPU) -> Tensor:
         """Token ids [rows, context + 1] int64: inputs, and one step later targets."""

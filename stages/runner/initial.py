@@ -5,15 +5,14 @@ hashes to data/initial/MODEL.json, upon which the trainings depend.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from calm_core.errors import CalmError
-from calm_core.params import Params
+from calm_core.params import LanguageModelSection, Params
 from calm_core.storage.base_model import base_model_of
 from stages.runner.users_tree import in_users_tree, users_tree
 
-Section = Literal["calm", "transformer"]
-SECTIONS: tuple[Section, ...] = ("calm", "transformer")
+SECTIONS: tuple[LanguageModelSection, ...] = get_args(LanguageModelSection)
 
 INITIAL = Path("data/initial")
 """By model, the hash of each of its files; none where the run trains it from the beginning."""
@@ -23,7 +22,7 @@ _OWN = ("models/autoencoder", "models/calm", "models/transformer", "models/calm_
 """What a run writes, and DVC removes before."""
 
 
-def initial_folder(section: Section, params: Params) -> Path | None:
+def initial_folder(section: LanguageModelSection, params: Params) -> Path | None:
     """The folder that ``section``.initial names, from the user's own tree or on the hub; None where it names none.
 
     Raises:

@@ -10,6 +10,9 @@ from benchmarks import generation
 from benchmarks.default_corpus import DefaultCorpus, default_corpus
 from benchmarks.encoding import encode_every_patch
 from benchmarks.synthetic_text import synthetic_documents
+from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.costs.flops import calm_flops
+from calm_core.inference import equal_patches
 from calm_core.latents.encode import encode_corpus
 from calm_core.latents.shards import LatentCorpus
 from calm_core.presets import load_preset
@@ -46,13 +49,25 @@ def test_synthetic_text_follows_zipfs_law() -> None:
     assert counts[0] == pytest.approx(2 * counts[1], rel=0.25)
 
 
-def test_a_sharpened_patch_costs_a_sample_more_for_each_draw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flops_of_a_sharpened_patch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     calm, autoencoder, weights = generation.models()
     assert weights == "random"
-    one, two, many = (generation._flops_of_a_patch(calm, autoencoder, draws) for draws in (1, 2, 200))
-    assert many - one == pytest.approx(199 * (two - one))
-    # Head: (noise 64 + latent 64) * 128 + 2 * 128^2 + 2 blocks of 6 * 128^2; decoder: its layers and 4 * 96 * 4096.
+    # Head: (noise 64 + latent 64) * 128 + 2 * 128^2 + 2 blocks of 6 * 128^2.
     head = (64 + 64) * 128 + 2 * 128**2 + 2 * 6 * 128**2
-    decoder = 64 * 96 + 3 * 96 * 192 + 96 * 4 * 96 + 4 * 3 * 96 * 192 + 4 * 96 * 4096
-    assert two - one == 2 * (head + decoder)
+    # Decoder: from the latent and a layer on the patch; expand, a layer and the logits at each position.
+    of_patch = 64 * 96 + 3 * 96 * 192
+    of_position = 96 * 96 + 3 * 96 * 192 + 96 * 4096
+    plain = calm_flops(calm.config, autoencoder.config, 16, 1).inference_per_token * 4
+    added = (generation.times_the_flops(calm, autoencoder, 200, 1.5) - 1) * plain
+    assert added == pytest.approx(2 * (199 * head + 200 * (of_patch + 1.5 * of_position)))
+
+
+def test_positions_decoded_are_those_that_are_looked_at() -> None:
+    model = Autoencoder(AutoencoderConfig(5, 3, 16, 24, 8))
+    model.initialise(torch.Generator().manual_seed(0))
+    real, latents = equal_patches.tokens_at, torch.zeros(4, 2, 8)
+    # All of a row are equal, so that none is done before its last position; of one latent there is nothing to compare.
+    assert generation.positions_decoded(lambda: equal_patches.equal_patches(model, latents)) == 4 * 2 * 3
+    assert generation.positions_decoded(lambda: equal_patches.equal_patches(model, latents[:1])) == 2
+    assert equal_patches.tokens_at is real

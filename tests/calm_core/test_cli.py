@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calm_core.cli import main
+from calm_core.cli import _model_slug, main
 from calm_core.inference.language_model import load_language_model
 from tests import ROOT
 from tests.calm_core.reference.reference_data import reference_weights, write_reference
@@ -65,8 +66,7 @@ def test_one_prompt_streams_what_generate_returns(model: str, capsys: pytest.Cap
     assert run(*arguments) == 0
     printed = capsys.readouterr().out
     (written,) = load_language_model(f"models/{model}").generate(["the qu"], tokens=20, seed=3)
-    # What is left of an unfinished character at the very end is not shown.
-    assert printed.rstrip("\n") in (f"the qu{written}", f"the qu{written}".rstrip("�"))
+    assert printed == f"the qu{written}\n"
     assert run(*arguments) == 0
     assert capsys.readouterr().out == printed
 
@@ -95,6 +95,61 @@ def test_many_prompts_go_in_batches_that_differ(capsys: pytest.CaptureFixture[st
     assert texts[:4] != texts[16:]
 
 
+def generated(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
+    assert run("generate", "--model", "models/transformer", "--tokens", "30", "--json", *arguments) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_text_ends_at_a_stop_text(capsys: pytest.CaptureFixture[str]) -> None:
+    (whole,) = generated(capsys, "--prompt", "the")
+    text = str(whole["text"])
+    stops = ("--stop", text[6:9], "--stop", text[3:5], "--stop", "never there")
+    (cut,) = generated(capsys, "--prompt", "the", *stops)
+    assert cut["text"] == text[: min(text.find(text[6:9]), text.find(text[3:5]))]
+    assert cut["finish_reason"] == "stop"
+    assert cut.keys() == whole.keys()
+    assert run("generate", "--model", "models/transformer", "--tokens", "30", "--prompt", "the", *stops) == 0
+    assert capsys.readouterr().out == f"the{cut['text']}\n"
+    assert "a stop text is empty" in mistake(capsys, "generate", "--model", "nothing", "--prompt", "a", "--stop", "")
+
+
+def test_several_texts_of_each_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("the\nquick\n")
+    plain = generated(capsys, "--prompts", "prompts.txt")
+    rows = generated(capsys, "--prompts", "prompts.txt", "--continuations", "3")
+    assert [(row["prompt"], row["continuation"]) for row in rows] == [
+        (p, n) for p in ("the", "quick") for n in range(3)
+    ]
+    assert len({str(row["text"]) for row in rows}) == 6
+    for first, row in zip(rows[::3], plain, strict=True):
+        assert "continuation" not in row
+        assert first == {**row, "continuation": 0}
+    (one,) = generated(capsys, "--prompt", "the", "--continuations", "1")
+    assert one == rows[0]
+    assert (
+        run("generate", "--model", "models/transformer", "--tokens", "30", "--prompt", "the", "--continuations", "2")
+        == 0
+    )
+    assert capsys.readouterr().out == "".join(f"the{row['text']}\n\n" for row in rows[:2])
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--continuations", "2")])
+def test_the_speed_is_told_on_standard_error(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("generate", "--model", "models/transformer", "--prompt", "the", "--tokens", "7", *options)
+    assert run(*command) == 0
+    captured = capsys.readouterr()
+    pattern = (
+        r"([\d,]+) tokens in ([\d.]+) s, reading of prompts included: [\d,.]+ tokens/s by models/transformer on cpu"
+    )
+    (told,) = re.findall(pattern, captured.err)
+    assert "tokens/s" not in captured.out
+    if options == ("--json",):
+        assert json.loads(captured.out)["tokens"] == int(told[0]) <= 7
+    # Nothing was written, and nothing is said.
+    assert run(*command, *(f"--stop={chr(code)}" for code in range(1, 128)), "--stop=�") == 0
+    assert "tokens/s" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("model", ["calm", "transformer"])
 def test_evaluate_writes_a_table_of_documents(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", "--model", f"models/{model}", "--corpus", "text.jsonl", "--json", "--every", "3") == 0
@@ -118,6 +173,41 @@ def test_evaluate_takes_a_compressed_glob_and_a_limit(capsys: pytest.CaptureFixt
     assert run("evaluate", "--corpus", "texts/*.gz", "--tokens", "100", *options) == 0
     assert "positions in" in capsys.readouterr().out
     assert json.loads(Path("out/brierlm.json").read_text())["positions"] == 4 * (100 - 4) // 12
+
+
+def test_results_of_the_protocols_are_in_folders_of_their_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {"brierlm": 5.7167, "brierlm_ci95": [5.5, 5.9], "brier": [0.2, 0.1, 0.05, 0.03], "positions": 2047,
+               "documents": 2, "reconstruction_of_mean": 0.99987, "reconstruction_of_sample": 0.5}  # fmt: skip
+    negative = {"brierlm": 53.0, "brierlm_ci95": None, "brier": [-0.53] * 4}
+    measured = mock.Mock(side_effect=[results, results | negative])
+    monkeypatch.setattr("calm_core.inference.reference_protocol.evaluate_by_reference", measured)
+    command = ("evaluate", "--model", "models/calm", "--corpus", "text.jsonl", "--protocol", "reference")
+    assert run(*command, "--tokens", "9000", "--seed", "5", "--text-field", "body") == 0
+    folder = Path("results/evaluations/calm-text-reference")
+    assert measured.call_args_list[0].args[1:] == ("text.jsonl", folder, 9000, 5, "body")
+    told = capsys.readouterr().out
+    assert run(*command) == 0
+    assert "BrierLM 53.00 (no score: a mean below 0, and two of them" in capsys.readouterr().out
+    assert "BrierLM 5.72 [5.50, 5.90]" in told
+    assert "tokens rebuilt by the autoencoder: 99.987 % from a latent's mean, 50.000 % from a sample" in told
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("models/calm", "calm"),
+        ("models/calm/", "calm"),
+        ("./models/calm", "calm"),
+        ("cccczshao/CALM-M", "cccczshao-CALM-M"),
+        ("someone/CALM-M", "someone-CALM-M"),
+        ("someone/calm-1.5@v1.0", "someone-calm-1.5-v1.0"),
+        (".", "model"),
+    ],
+)
+def test_the_results_of_two_models_do_not_meet(model: str, name: str) -> None:
+    assert _model_slug(model) == name
 
 
 GENERATE = ("generate", "--prompts", "prompts.txt", "--tokens", "6", "--json")
@@ -198,6 +288,15 @@ def test_checkpoints_come_and_go(capsys: pytest.CaptureFixture[str], tmp_path: P
         ("evaluate --model models/calm --corpus text.jsonl --context 10", "no multiple of the model's K, 3"),
         ("evaluate --model models/calm --corpus text.jsonl --context 3000", "too few for one block of 3000"),
         ("evaluate --model models/calm --corpus hf:a:b:c:d", "a dataset is named hf:NAME"),
+        ("evaluate --model models/transformer --corpus text.jsonl --protocol reference", "and a Transformer has none"),
+        (
+            "evaluate --model models/calm --corpus text.jsonl --protocol reference",
+            "the model's K is 3; the reference's",
+        ),
+        ("evaluate --model x --corpus x --protocol reference --samples 2", "--samples 2: --protocol reference has its"),
+        ("evaluate --model x --corpus x --protocol reference --context 64", "leave --context out, or the protocol"),
+        ("evaluate --model x --corpus x --protocol reference --every 4", "--every 4: --protocol reference has its own"),
+        ("evaluate --model models/calm --corpus text.jsonl --protocol both", "'both' is not one of 'own', 'reference'"),
         ("import-checkpoint nothing new", "nothing is no folder"),
         ("export-checkpoint models/nothing new", "models/nothing is no folder"),
         ("publish models/nothing someone/model --dry-run", "models/nothing is no folder"),

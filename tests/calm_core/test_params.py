@@ -177,3 +177,11 @@ def test_unknown_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CalmError, match="'huge' is unknown; there are: .*smoke"):
         load_preset("huge")
     assert "smoke" in preset_names()
+
+
+def test_a_trained_tokenizer_has_no_marks_of_its_own(values: dict[str, Any]) -> None:
+    values["tokenizer"].update(document_marks="post_processor")
+    with pytest.raises(CalmError, match="document_marks is post_processor but path is empty, and a trained tokenizer"):
+        parse_params(values)
+    values["tokenizer"].update(path="tokenizer.json")
+    assert parse_params(values).tokenizer.document_marks == "post_processor"

@@ -536,7 +536,8 @@ def test_measure_diversity(params: Params, head: str) -> None:
         path.unlink()
     held_out.write(tokens, "test", 5, documents_a_shard=5)
     training.write(tokens, "train", 5, documents_a_shard=2)
-    tokenizer().save(str(tokens / "tokenizer.json"))
+    ended_by_4 = Tokenizer(models.WordLevel({"a": 0, "é": 1, "b": 2, "c": 3, "<eos>": 4}, unk_token="b"))
+    ended_by_4.save(str(tokens / "tokenizer.json"))
     write_json(tokens / DESCRIPTION, {"sha256": {path.name: sha256(path) for path in tokens.iterdir()}})
     table = np.full((5, 5), math.exp(-20))
     table[range(5), SUCCESSOR] = 1
@@ -547,6 +548,8 @@ def test_measure_diversity(params: Params, head: str) -> None:
         model, autoencoder = coin_calm([[written(last, PATCH_SIZE)] * 2 for last in range(5)])
         save(model, Path("models/calm"))
         save(autoencoder, Path("models/calm") / AUTOENCODER)
+    for name in ("calm", "transformer"):
+        ended_by_4.save(f"models/{name}/tokenizer.json")
     measure_diversity.main(params)
     found = json.loads(Path("results/diversity.json").read_text())
     counts = ["split", "prompts", "prompt_tokens", "texts", "text_tokens"]

@@ -23,6 +23,7 @@ from calm_core.latents import encode as encoding
 from calm_core.latents.encode import encode_corpus
 from calm_core.params import CorpusParams, Params
 from calm_core.storage.resumable import FinishedFiles
+from calm_core.tokens.document_marks import DocumentMarks
 from tests.calm_core.corpus.test_file_rows import PACK
 from tests.calm_core.tokens.test_tokens import autoencoder, small_corpus, stream_of
 
@@ -190,8 +191,8 @@ def test_tokenising_goes_on(
     trained = 0
     original, train = tokenising.encode_documents, tokenising.train_tokenizer
 
-    def encode_documents(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[Any]:
-        return original(tokenizer, (encoded.append(text) or text for text in texts))
+    def encode_documents(tokenizer: Tokenizer, texts: Iterator[str], marks: DocumentMarks) -> Iterator[Any]:
+        return original(tokenizer, (encoded.append(text) or text for text in texts), marks)
 
     def train_tokenizer(*arguments: Any) -> Tokenizer:
         nonlocal trained

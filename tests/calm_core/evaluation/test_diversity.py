@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from calm_core.evaluation.diversity import COPIED_TOKENS, copied_shares, distinct_share, mean_over_prompts
+from calm_core.tokens.document_marks import DocumentMarks
 from calm_core.tokens.shards import TokenStream
 from tests.calm_core.known_models import Text
 
-END = 5
-"""The token that ends every document."""
+BEGIN, END = 4, 5
+"""Tokens around documents."""
+ENDED, BEGUN = DocumentMarks(after=(END,)), DocumentMarks(before=(BEGIN,))
 
 
 def ngrams(tokens: list[int], length: int) -> list[tuple[int, ...]]:
@@ -76,21 +78,28 @@ def stream(folder: Path, text: Text) -> TokenStream:
     return TokenStream(folder, "train")
 
 
-def test_copies_are_those_of_a_search(tmp_path: Path) -> None:
+@pytest.mark.parametrize("marks", [ENDED, BEGUN, DocumentMarks((BEGIN,), (END,))])
+def test_copies_are_those_of_a_search(marks: DocumentMarks, tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
-    documents = [[*draws.integers(2, size=length).tolist(), END] for length in draws.integers(1, 40, size=25)]
-    # One set of generated tokens, some of them ends of documents; and one that is cut out of the training text.
-    generated = torch.from_numpy(draws.choice([0, 1, END], p=[0.47, 0.47, 0.06], size=(2, 20, 17)))
+    lengths = draws.integers(1, 40, size=25)
+    documents = [[*marks.before, *draws.integers(2, size=length).tolist(), *marks.after] for length in lengths]
+    # One set of generated tokens, some of them marks of documents; and one that is cut out of the training text.
+    mark = (marks.before or marks.after)[0]
+    generated = torch.from_numpy(draws.choice([0, 1, mark], p=[0.47, 0.47, 0.06], size=(2, 20, 17)))
     joined = Text(documents).stream
     cut = torch.tensor([joined[start : start + 17] for start in range(0, 300, 15)])[None]
 
     def counts(tokens: list[int]) -> tuple[int, int]:
-        whole = [one for one in ngrams(tokens, COPIED_TOKENS) if END not in one[:-1]]
+        whole = [
+            one
+            for one in ngrams(tokens, COPIED_TOKENS)
+            if not {*one[:-1]} & {*marks.after} and not {*one[1:]} & {*marks.before}
+        ]
         copied = [one for one in whole if any(one in ngrams(document, COPIED_TOKENS) for document in documents)]
         return len(copied), len(whole)
 
     for found, text in zip(
-        copied_shares([generated, cut], stream(tmp_path, Text(documents))), (generated, cut), strict=True
+        copied_shares([generated, cut], stream(tmp_path, Text(documents)), marks), (generated, cut), strict=True
     ):
         of_prompts = np.array([[counts(tokens) for tokens in of_set] for of_set in text.tolist()]).sum(axis=0)
         copied, whole = of_prompts.sum(axis=0)
@@ -107,5 +116,5 @@ def test_texts_without_any_ngram_so_long(tmp_path: Path) -> None:
     ends = torch.full((1, 3, 20), END)
     one = ends.clone()
     one[0, 1, :9] = 0
-    found = copied_shares([ends, one], training)
+    found = copied_shares([ends, one], training, ENDED)
     assert found == [(None, None), (1.0, None)]

@@ -121,10 +121,13 @@ def test_an_evaluation_joins_documents_as_the_reference_does(
 
 def test_tokens_with_another_end_of_documents_are_refused(llama: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "tokens").mkdir()
-    (tmp_path / "tokens/description.json").write_text("{}")
     llama.tokenizer.save(str(tmp_path / "tokens/tokenizer.json"))
-    with pytest.raises(CalmError, match=r"tokens has an end-of-text token after each document, the model none"):
-        evaluation.evaluate_corpus(llama, str(tmp_path / "tokens"), tmp_path / "out", evaluation.Settings())
+    for described, kind in (("{}", "end_of_text"), ('{"document_marks": "post_processor"}', None)):
+        (tmp_path / "tokens/description.json").write_text(described)
+        # Those of the model's own kind are read, and there are none.
+        told = f"tokens has documents marked by {kind}, unlike the model's" if kind else "tokens holds no test tokens"
+        with pytest.raises(CalmError, match=told):
+            evaluation.evaluate_corpus(llama, str(tmp_path / "tokens"), tmp_path / "out", evaluation.Settings())
 
 
 def test_a_tokenizer_without_marks_and_folders_of_earlier_versions(tmp_path: Path) -> None:

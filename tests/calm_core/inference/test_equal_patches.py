@@ -1,16 +1,22 @@
 """The partition of latents into equal patches, against decoding all of them."""
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
+from calm_core.calm.diffusion_head import DiffusionHeadConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
+from calm_core.calm.head import HeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.inference import equal_patches
 from calm_core.inference.decoding import Sampling, align_prompts, calm_steps
 from calm_core.inference.temperature import batch_temperature
 from calm_core.nn.backbone import BackboneConfig
+from calm_core.nn.layers import initialise
 
 
 def autoencoder(patch_size: int) -> Autoencoder:
@@ -98,3 +104,49 @@ def test_the_batch_sampler_chooses_what_it_chooses_among_decoded_patches(tempera
     assert torch.equal(step.draws, expected.draws)
     assert torch.equal(step.reached, expected.reached)
     assert not step.exact and not step.finished.any()
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 100, 640])
+def test_the_largest_logit_is_that_of_argmax(vocabulary: int) -> None:
+    """Few different values, so that most maxima stand at several tokens, of one block and of several."""
+    logits = torch.randint(-3, 3, (500, vocabulary), generator=torch.Generator().manual_seed(0)).float()
+    logits[0] = -torch.inf
+    for scores in (logits, logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))):
+        assert torch.equal(equal_patches.largest(scores), scores.argmax(dim=1))
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [EnergyHeadConfig(1, 4), DiffusionHeadConfig(1, sampling_steps=2)])
+def test_rows_in_parts_are_those_of_all_together(
+    config: HeadConfig, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven rows, at most three at a time; one head's draws have a dimension more, before those of the samples."""
+    head, model = config.build(16, 8), autoencoder(2)
+    initialise(head, torch.Generator().manual_seed(0), embedding_std=1.0)
+    hidden_states = torch.randn(7, 16, generator=torch.Generator().manual_seed(1))
+    draws = head.sampling_draws((40, 7), torch.Generator().manual_seed(2))
+    real, working, together = equal_patches.equal_patches, set(), threading.Barrier(threads)
+
+    def parted(model: Autoencoder, latents: Tensor) -> Tensor:
+        if threading.get_ident() not in working:
+            working.add(threading.get_ident())
+            together.wait(timeout=30)  # passed by as many threads as there should be
+        assert latents.shape[1] in (2, 3)
+        return real(model, latents)
+
+    monkeypatch.setattr(equal_patches, "CANDIDATES_AT_ONCE", 3 * 40)
+    monkeypatch.setattr(equal_patches, "equal_patches", parted)
+    found = equal_patches.candidates(head, model, hidden_states, draws)
+    latents = head.sample(hidden_states, draws)
+    assert (found.latents - latents).norm() < 1e-4 * latents.norm()
+    patches = model.decode(found.latents)
+    assert torch.equal(same(found.patches), (patches[:, None] == patches[None]).all(dim=-1))
+    assert len(working) == threads

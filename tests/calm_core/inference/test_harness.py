@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from calm_core.inference.language_model import LanguageModel
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.storage.model_folder import save_model
+from calm_core.tokens.document_marks import DocumentMarks
 from calm_core.tokens.tokenizer import end_of_text_id, train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
 
@@ -74,6 +76,23 @@ def test_a_token_comes_as_often_as_it_is_likely(model: LanguageModel) -> None:
     for token_ids, times in drawn.most_common(3):
         probability = math.exp(log_likelihood(model, context, token_ids)[0])
         assert abs(times / count - probability) < 4 * math.sqrt(probability * (1 - probability) / count)
+
+
+@pytest.mark.parametrize("opening", [True, False])
+def test_a_model_whose_documents_begin_with_a_token(model: LanguageModel, opening: bool) -> None:
+    """As ``stream`` reads prompts: they begin with that token, and it is what fills an open place."""
+    marked = replace(model, marks=DocumentMarks((8,)), opening=model.opening if opening else ())
+    context, following = encoded_pair(marked, "a few", " words")
+    assert context == [8, *model.encode("a few")]
+    for before in (context, context[:-1]):
+        # None of which is an end of text, whose embedding is 0.
+        (written,) = marked.continuations([before], 7, Sampling(1e-4), 0)
+        assert written.finish_reason == "length"
+        _, likeliest = log_likelihood(marked, before, written.token_ids)
+        assert likeliest
+        plain = replace(marked, marks=None)
+        same = opening or len(before) % model.patch_size == 0
+        assert (log_likelihood(plain, before, following) == log_likelihood(marked, before, following)) == same
 
 
 def test_a_long_text_is_scored_in_pieces_with_what_fits_before_them(model: LanguageModel) -> None:

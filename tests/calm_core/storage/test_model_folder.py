@@ -11,7 +11,7 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.storage.model_folder import load_model, read_config, save_model
+from calm_core.storage.model_folder import REMEDY, load_model, read_config, save_model
 from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
 
@@ -49,3 +49,32 @@ def test_models_survive_their_folder(tmp_path: Path, tokenizer: Tokenizer) -> No
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CalmError, match="damaged"):
         load_model(Calm, tmp_path)
+
+
+def test_no_stage_is_promised_for_a_folder_that_none_made(tmp_path: Path) -> None:
+    """Whatever is wrong with it: an imported model is imported again."""
+    transformer = Transformer(TransformerConfig(11, BACKBONE))
+    made = {path: path.read_bytes() for path in saved(transformer, tmp_path)}
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+
+    def cut(path: Path) -> None:
+        path.write_bytes(made[path][:-9])
+
+    def other_shape(path: Path) -> None:
+        path.write_bytes(made[path].replace(b'"vocabulary_size": 11', b'"vocabulary_size": 12'))
+
+    for path, damage in ((config, cut), (config, Path.unlink), (config, other_shape), (weights, cut),
+                         (weights, Path.unlink)):  # fmt: skip
+        damage(path)
+        with pytest.raises(CalmError) as told:
+            load_model(Transformer, tmp_path)
+        assert str(told.value).startswith(str(tmp_path))
+        assert str(told.value).count("dvc repro") == 1
+        assert REMEDY in str(told.value)
+        path.write_bytes(made[path])
+
+
+def saved(model: Transformer, folder: Path) -> list[Path]:
+    """The files of ``model``, written to ``folder``."""
+    save_model(model, None, folder, 64)
+    return [folder / "config.json", folder / "model.safetensors"]

@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from calm_core.corpus.tokenise import tokenise
 from calm_core.errors import CalmError
-from calm_core.params import Params, parse_params
+from calm_core.params import DocumentMarksKind, Params, parse_params
+from calm_core.tokens.document_marks import document_marks, kind_of_tokens, marks_of_tokens
 from calm_core.tokens.round_trip import KINDS, told_changes, told_losses
 from calm_core.tokens.shards import TokenStream, TokenWriter
 from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer, require_fit, vocabulary_size_of
@@ -182,6 +183,34 @@ def test_names_of_special_tokens_in_documents_are_text(tmp_path: Path, smoke: Pa
             token_ids = stream.slice(0, len(stream))
             assert (token_ids == description["end_of_text_id"]).sum() == counts["documents"]
             assert (token_ids == 0).sum() == 0
+
+
+@pytest.mark.parametrize("name", ["llama-3", "roberta", "t5", "qwen"])
+def test_documents_are_joined_as_the_params_say(name: str, tmp_path: Path, smoke: Params) -> None:
+    """By post_processor as the library itself encodes a text; by default as always, and nothing is told of it."""
+    path = write(PUBLISHED[name](), tmp_path / "given")
+    library, texts = load_tokenizer(path), [f"{TEXT} {number}" for number in range(60)]
+    params, end = with_tokenizer(smoke, path, texts), end_of_text_id(library)
+    bare = {tuple(encode(library, text)) for text in texts}
+    expected: dict[DocumentMarksKind, set[tuple[int, ...]]] = {
+        "end_of_text": {(*ids, end) for ids in bare},
+        # Where the library puts nothing, an end of text.
+        "post_processor": {tuple(library.encode(text).ids) if name != "qwen" else (*encode(library, text), end)
+                           for text in texts},
+    }  # fmt: skip
+    for kind, documents in expected.items():
+        section = params.tokenizer.model_copy(update={"document_marks": kind})
+        described = tokenised(params.model_copy(update={"tokenizer": section}), tmp_path / kind)
+        found = set()
+        for split in described["splits"]:
+            stream = TokenStream(tmp_path / kind, split)
+            ends = stream.document_ends.tolist()
+            token_ids = stream.slice(0, len(stream)).tolist()
+            found |= {tuple(token_ids[start:after]) for start, after in zip([0, *ends], ends, strict=False)}
+        assert found == documents
+        assert described.get("document_marks") == (kind if kind == "post_processor" else None)
+        assert kind_of_tokens(tmp_path / kind) == kind
+        assert marks_of_tokens(tmp_path / kind) == document_marks(kind, library)
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -21,17 +21,15 @@ from calm_core.calm.training import train_calm
 from calm_core.corpus.digest import file_digests
 from calm_core.errors import CalmError
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.params import Params, parse_params
+from calm_core.params import DocumentMarksKind, LanguageModelSection, Params, parse_params
 from calm_core.storage.json_io import read_json, write_json
-from calm_core.storage.model_folder import load_model, save_model
-from calm_core.tokens.tokenizer import train_tokenizer, vocabulary_size_of
+from calm_core.storage.model_folder import AUTOENCODER, load_model, save_model
+from calm_core.tokens.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size_of
 from calm_core.training.checkpoints import CheckpointStore
 from calm_core.training.initial import (
-    AUTOENCODER,
     AUTOENCODER_SIZES,
     BACKBONE_SIZES,
     HEAD_SIZES,
-    Section,
     files_of,
     require_agreement,
     require_unchanged,
@@ -39,6 +37,7 @@ from calm_core.training.initial import (
 from calm_core.training.run import Run
 from calm_core.transformer.model import Transformer, TransformerConfig
 from calm_core.transformer.training import train_transformer
+from tests.calm_core.tokens.published import PUBLISHED, write
 from tests.calm_core.training.tiny_trainings import (
     VOCABULARY,
     calm_section,
@@ -74,7 +73,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(params=[*HEADS, "transformer"])
-def given(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Tokenizer) -> tuple[Section, Path]:
+def given(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Tokenizer) -> tuple[LanguageModelSection, Path]:
     """A model in a folder; one row of its embedding is the [PAD] that the reference adds."""
     folder, rows = tmp_path / "given", vocabulary_size_of(tokenizer) + 1
     if request.param == "transformer":
@@ -88,7 +87,7 @@ def given(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Tokenizer) 
     return "calm", folder
 
 
-def agreeing(values: dict[str, Any], section: Section, folder: Path) -> dict[str, Any]:
+def agreeing(values: dict[str, Any], section: LanguageModelSection, folder: Path) -> dict[str, Any]:
     """``values`` of params.yaml that go with the model in ``folder``."""
     values["evaluation"]["beside"] = []
     values[section]["initial"] = str(folder)
@@ -101,7 +100,7 @@ def agreeing(values: dict[str, Any], section: Section, folder: Path) -> dict[str
     return values
 
 
-def refused(values: dict[str, Any], section: Section, folder: Path, tokenizer: Path | None) -> str:
+def refused(values: dict[str, Any], section: LanguageModelSection, folder: Path, tokenizer: Path | None) -> str:
     with pytest.raises(CalmError) as error:
         require_agreement(section, parse_params(values), folder, tokenizer)
     assert "\n" not in str(error.value)
@@ -127,13 +126,15 @@ def test_every_size_of_a_config_has_its_param_or_is_no_matter_of_weights() -> No
         assert {field.name for field in dataclasses.fields(config)} - without_param == set(HEAD_SIZES[kind])
 
 
-def test_params_that_agree_are_taken(values: dict[str, Any], given: tuple[Section, Path]) -> None:
+def test_params_that_agree_are_taken(values: dict[str, Any], given: tuple[LanguageModelSection, Path]) -> None:
     section, folder = given
     params = parse_params(agreeing(values, section, folder))
     require_agreement(section, params, folder, folder / "tokenizer.json")
 
 
-def test_each_disagreement_is_told_with_the_value_to_set(values: dict[str, Any], given: tuple[Section, Path]) -> None:
+def test_each_disagreement_is_told_with_the_value_to_set(
+    values: dict[str, Any], given: tuple[LanguageModelSection, Path]
+) -> None:
     section, folder = given
     right = agreeing(values, section, folder)
     head = right["calm"]["head"] if section == "calm" else ""
@@ -161,7 +162,7 @@ def test_each_disagreement_is_told_with_the_value_to_set(values: dict[str, Any],
     assert told_settings(told) == {key: right[key.split(".")[0]][key.split(".")[1]] for key in wrong}
 
 
-def test_another_head_is_told(values: dict[str, Any], given: tuple[Section, Path]) -> None:
+def test_another_head_is_told(values: dict[str, Any], given: tuple[LanguageModelSection, Path]) -> None:
     section, folder = given
     if section == "transformer":
         return
@@ -172,7 +173,7 @@ def test_another_head_is_told(values: dict[str, Any], given: tuple[Section, Path
 
 
 def test_the_tokenizer_has_to_be_the_models(
-    values: dict[str, Any], given: tuple[Section, Path], tmp_path: Path
+    values: dict[str, Any], given: tuple[LanguageModelSection, Path], tmp_path: Path
 ) -> None:
     section, folder = given
     right, needed = agreeing(values, section, folder), {"tokenizer.path": str(folder / "tokenizer.json")}
@@ -188,10 +189,44 @@ def test_the_tokenizer_has_to_be_the_models(
     assert "has no tokenizer.json" in refused(right, section, folder, None)
 
 
-def test_a_folder_that_is_no_such_model_is_one_line(values: dict[str, Any], given: tuple[Section, Path]) -> None:
+@pytest.mark.parametrize(("name", "differ"), [("llama-3", True), ("bert", True), ("t5", False), ("qwen", False)])
+def test_documents_have_to_be_marked_as_the_model_knows_them(
+    name: str, differ: bool, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Where a tokenizer's post-processor puts its end of text behind a text, or nothing, both kinds are one."""
+    kinds: tuple[DocumentMarksKind, DocumentMarksKind] = ("end_of_text", "post_processor")
+    rows = vocabulary_size_of(tokenizer := load_tokenizer(write(PUBLISHED[name](), tmp_path)))
+    model = Transformer(TransformerConfig(rows, WIDTHS))
+    for kind, other in (kinds, kinds[::-1]):
+        folder = tmp_path / kind
+        save_model(model, tokenizer, folder, 64, None, kind)
+        right = agreeing(values, "transformer", folder)
+        right["tokenizer"].update(vocabulary_size=rows, document_marks=kind)
+        require_agreement("transformer", parse_params(right), folder, folder / "tokenizer.json")
+        right["tokenizer"].update(document_marks=other)
+        if differ:
+            told = refused(right, "transformer", folder, folder / "tokenizer.json")
+            assert told_settings(told) == {"tokenizer.document_marks": kind}
+        else:
+            require_agreement("transformer", parse_params(right), folder, folder / "tokenizer.json")
+    # An imported Llama's folder has the BOS as an opening, and does not tell.
+    if name == "llama-3":
+        save_model(model, tokenizer, folder, 64, [300])
+        for kind in kinds:
+            right["tokenizer"].update(document_marks=kind)
+            require_agreement("transformer", parse_params(right), folder, folder / "tokenizer.json")
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"document_marks": "bos"})
+    assert "is damaged: document_marks is 'bos', not end_of_text or post_processor" in refused(
+        right, "transformer", folder, folder / "tokenizer.json"
+    )
+
+
+def test_a_folder_that_is_no_such_model_is_one_line(
+    values: dict[str, Any], given: tuple[LanguageModelSection, Path]
+) -> None:
     section, folder = given
     right, file = agreeing(values, section, folder), folder / "config.json"
-    other: Section = "calm" if section == "transformer" else "transformer"
+    other: LanguageModelSection = "calm" if section == "transformer" else "transformer"
     right[other]["initial"] = str(folder)
     assert f"holds a model of kind {section!r}; name a {other}'s" in refused(right, other, folder, None)
     right[other]["initial"] = ""
@@ -204,7 +239,7 @@ def test_a_folder_that_is_no_such_model_is_one_line(values: dict[str, Any], give
     assert "holds no model; name a folder with config.json" in refused(right, section, folder, None)
 
 
-def test_models_that_have_changed_are_refused(given: tuple[Section, Path], tmp_path: Path) -> None:
+def test_models_that_have_changed_are_refused(given: tuple[LanguageModelSection, Path], tmp_path: Path) -> None:
     _, folder = given
     files, digest = files_of(folder), tmp_path / "digest.json"
     assert {path.name for path in files.values()} == {"config.json", "model.safetensors", "tokenizer.json"}
