@@ -23,7 +23,7 @@ from calm_core.tokens.tokenizer_config import opening_of
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.reference.reference_data import refusal
 
-SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0)
+SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0, 0.01)
 TEXTS = ["The name of the bucket.", "über <eos> łąka\n\n  two  spaces ."]
 
 
