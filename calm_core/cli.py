@@ -47,7 +47,7 @@ app = typer.Typer(
 # Text, since a path would lose the ./ that says that no name on the hub is meant.
 ModelName = Annotated[
     str,
-    typer.Option("--model", help="A folder such as models/calm, or OWNER/NAME[@REVISION] on the Hugging Face hub."),
+    typer.Option("--model", help="A folder such as models/calm, or OWNER/NAME\\[@REVISION] on the Hugging Face hub."),
 ]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same result on the same kind of device.")

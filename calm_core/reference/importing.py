@@ -130,10 +130,15 @@ def _named(config: dict[str, Any]) -> str:
 
 def _vocabulary(found: Found | None, tokenizer: Path | None, *places: Path) -> Tokenizer | None:
     """``tokenizer``, or the first that there is in ``places``; it has to fit the model ``found``, if there is one."""
+    if tokenizer is not None and not (file := tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer).exists():
+        raise CalmError(f"--tokenizer {tokenizer}: {file} is missing; name a tokenizer.json or its folder")
     path = tokenizer or next((place / TOKENIZER for place in places if (place / TOKENIZER).is_file()), None)
     if path is None:
         return None
-    vocabulary = load_tokenizer(path)
+    try:
+        vocabulary = load_tokenizer(path)
+    except CalmError as error:
+        raise CalmError(f"{error}; --tokenizer names another in its place") from None
     if told := told_losses(vocabulary):
         print(f"{path}: {told}", file=sys.stderr, flush=True)
     if found is not None:

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from calm_core.errors import CalmError, one_line
+from calm_core.errors import CalmError, single_line
 from calm_core.storage.json_io import read_json
 from calm_core.storage.tensors import damaged
 
@@ -200,11 +200,18 @@ def _unpickled(path: Path) -> tuple[dict[str, Tensor], bool]:
         raise
     except pickle.UnpicklingError:  # its text advises to read the file with trust
         raise CalmError(f"{path} cannot be read: it is damaged, or holds more than tensors by name") from None
+    except OSError as error:
+        raise damaged(path, error, "fetch it again") from None
     except Exception as error:  # the unpickler fails in as many ways as there are bytes, for want of memory too
-        raise CalmError(f"{path} cannot be read: {one_line(error)}") from None
-    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise CalmError(f"{path} holds no tensors by name; the weights of a model are needed, not a training state")
+        # With its type: of a key that is not there the message is a mere number.
+        told = single_line(f"{type(error).__name__}: {error}").removesuffix(":")
+        raise CalmError(f"{path} cannot be read: it is damaged ({told}); fetch it again") from None
+    advice = "the weights of a model are needed, a state_dict that torch.save wrote, not a training state"
+    if not isinstance(weights, dict):
+        raise CalmError(f"{path} holds a {type(weights).__name__}, no tensors by name; {advice}")
     for name, weight in weights.items():
+        if not isinstance(weight, Tensor):
+            raise CalmError(f"{path} holds {name!r} of type {type(weight).__name__}, no tensor; {advice}")
         if not isinstance(name, str) or not _fills_its_shape(weight):
             raise CalmError(f"{path}: {name!r} is no plain tensor with a number for each place")
     return weights, is_archive

@@ -98,6 +98,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not known or not (values["context_tokens"] is None or _is_size(values["context_tokens"])):
         raise CalmError(
             f"{folder}/config.json is no model's of this project; `calm import-checkpoint` converts the reference's"
+            " and Llamas"
         )
     return values
 

@@ -313,6 +313,15 @@ def test_mistakes_are_one_line(arguments: str, told: str, capsys: pytest.Capture
     assert told in mistake(capsys, *arguments.split())
 
 
+def test_help_says_how_a_revision_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.argv", ["calm", "generate", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "OWNER/NAME[@REVISION]" in capsys.readouterr().out
+
+
 def test_help_needs_neither_torch_nor_pydantic() -> None:
     code = """
 import sys

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.autoencoder.training import reconstruction
+from calm_core.calm.model import Calm
 from calm_core.errors import CalmError
 from calm_core.params import load_params
 from calm_core.report.page import read_curves
 from calm_core.storage.checksum import sha256
 from calm_core.storage.model_folder import load_model
 from calm_core.tokens.shards import TokenStream
+from calm_core.transformer.model import Transformer
 from stages import (
     check_params,
     digest_corpus,
@@ -36,6 +38,7 @@ from tests.support.hub_server import hub_on_loopback, use_hub
 
 TRAININGS = (train_autoencoder, encode_corpus, train_calm, train_transformer)
 LATENT, TOKENS = "energy", "tokens"
+MODELS: tuple[tuple[str, Any], ...] = (("calm", Calm), ("transformer", Transformer))
 BASES = {"calm": "someone/base", "transformer": "someone/llama", "autoencoder": "someone/autoencoder"}
 """What given/MODEL was made from; the last is taken by no run, which takes the one in given/calm."""
 
@@ -59,7 +62,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         (folder / "models").rename(folder / "given")
         for given, base in BASES.items():
             config = folder / "given" / given / "config.json"
-            config.write_text(json.dumps({**json.loads(config.read_text()), "base_model": base}))
+            told = {**json.loads(config.read_text()), "base_model": base}
+            if given == "transformer":
+                told["backbone"]["norm_epsilon"] = 1e-5  # as a Llama that was imported
+            config.write_text(json.dumps(told))
         for made in ("data", "results", ".checkpoints"):
             shutil.rmtree(folder / made)
         values.update(seed=5)
@@ -100,6 +106,11 @@ def test_weights_are_those_of_the_given_model(trained: Path, model: str) -> None
         # The rates are too small for any weight but one of zero, which is of no size either.
         assert torch.allclose(weight, after[name], rtol=0, atol=1e-30), name
     assert load_params(trained / "params.yaml").seed == 5  # a fresh one would be another
+
+
+def test_the_epsilon_of_norms_comes_with_the_model(trained: Path) -> None:
+    epsilon = {name: load_model(kind, trained / "models" / name).config.backbone.norm_epsilon for name, kind in MODELS}
+    assert epsilon == {"calm": 1e-6, "transformer": 1e-5}
 
 
 def base_of(folder: Path) -> str | None:

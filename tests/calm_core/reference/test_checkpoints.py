@@ -181,6 +181,60 @@ def test_unreadable_checkpoints(tmp_path: Path) -> None:
     assert "config.json is no JSON" in refusal(source, tmp_path / "own")
 
 
+def test_a_shard_that_is_missing(tmp_path: Path) -> None:
+    source, weights = write_reference("flow", tmp_path), reference_weights("flow")
+    (source / "model.safetensors").unlink()
+    for save, stem, suffix in ((save_file, "model", "safetensors"), (torch.save, "pytorch_model", "bin")):
+        places = {name: f"{stem}-{number % 2}.{suffix}" for number, name in enumerate(sorted(weights))}
+        save({name: weights[name] for name, place in places.items() if "-0" in place}, source / f"{stem}-0.{suffix}")
+        index = source / f"{stem}.{suffix}.index.json"
+        index.write_text(json.dumps({"weight_map": places}))
+        told = refusal(source, tmp_path / "own")
+        assert told.startswith(f"{source}/{stem}-1.{suffix} is missing or damaged (")
+        assert told.endswith("; fetch it again")
+        index.unlink()
+        assert f"is needed; it has {stem}-0.{suffix}" in refusal(source, tmp_path / "own")
+        (source / f"{stem}-0.{suffix}").unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"weight": torch.zeros(1), "step": 3}, "pytorch_model.bin holds 'step' of type int, no tensor; the weights"),
+        ({"model": {"weight": torch.zeros(1)}}, "pytorch_model.bin holds 'model' of type dict, no tensor; the weights"),
+        ([torch.zeros(1)], "pytorch_model.bin holds a list, no tensors by name; the weights of a model are needed, a"),
+        ({3: torch.zeros(1)}, "pytorch_model.bin: 3 is no plain tensor"),
+        # Of one that torch stumbles over with no more than a number to tell.
+        (b"junk\n", "pytorch_model.bin cannot be read: it is damaged (KeyError: 174812789); fetch it again"),
+        (b"", "pytorch_model.bin cannot be read: it is damaged (EOFError); fetch it again"),
+    ],
+)
+def test_a_bin_without_tensors_by_name(content: Any, told: str, tmp_path: Path) -> None:
+    source = write_reference("flow", tmp_path)
+    (source / "model.safetensors").unlink()
+    file = source / "pytorch_model.bin"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    assert told in refusal(source, tmp_path / "own")
+
+
+def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
+    source = write_reference("energy", tmp_path)
+    beside = source / "tokenizer.json"
+    for content, told in ((b"", "Expecting value"), (b"{}", "a JSON object with a model is needed")):
+        beside.write_bytes(content)
+        refused = refusal(source, tmp_path / "own")
+        assert refused.startswith(f"{beside} is no tokenizer.json: {told}")
+        assert refused.endswith("; --tokenizer names another in its place")
+    for given, file in ((tmp_path / "none.json", "none.json"), (tmp_path, "tokenizer.json")):
+        with pytest.raises(CalmError) as caught:
+            import_checkpoint(source, tmp_path / "own", given)
+        expected = f"--tokenizer {given}: {tmp_path / file} is missing; name a tokenizer.json or its folder"
+        assert str(caught.value) == expected
+
+
 class Harmful:
     """Unpickling it would run a command."""
 

@@ -15,13 +15,15 @@ from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.reference.exporting import export_checkpoint
 from calm_core.reference.importing import import_checkpoint
-from calm_core.storage.model_folder import load_model, read_config, save_model
+from calm_core.reference.llama import match_llama
+from calm_core.reference.untrusted_weights import StoredTensor
+from calm_core.storage.model_folder import count_parameters, load_model, read_config, save_model
 from calm_core.tokens.tokenizer import end_of_text_id, train_tokenizer
 from calm_core.tokens.tokenizer_config import opening_of
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.reference.reference_data import refusal
 
-SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0)
+SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0, 0.01)
 TEXTS = ["The name of the bucket.", "über <eos> łąka\n\n  two  spaces ."]
 
 
@@ -137,6 +139,38 @@ def test_shards_ties_and_old_buffers(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "llama/model.safetensors")
     import_checkpoint(tmp_path / "llama", tmp_path / "old")
     assert torch.equal(load_model(Transformer, tmp_path / "old").output.weight, ours.output.weight)
+
+
+PUBLISHED = {
+    "SmolLM2-135M": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152, "head_dim": 64, "rope_theta": 100000,
+        "tie_word_embeddings": True, "is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1,
+    },
+    "TinyLlama-1.1B": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "vocab_size": 32000, "rope_theta": 10000.0, "rope_scaling": None, "pretraining_tp": 1,
+    },
+}  # fmt: skip
+"""Settings of small Llamas that people know; their norms' epsilon is 1e-5."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes(name: str) -> None:
+    """By names and shapes alone, as transformers has them."""
+    settings = {**PUBLISHED[name], "rms_norm_eps": 1e-5, "hidden_act": "silu", "attention_bias": False}
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(LlamaConfig(**settings))
+    stored = {
+        name: StoredTensor(Path("model.safetensors"), torch.bfloat16, tuple(weight.shape), 0)
+        for name, weight in theirs.state_dict().items()
+    }
+    found = match_llama({**settings, "model_type": "llama"}, stored, name)
+    backbone = found.model.config.backbone
+    assert (backbone.norm_epsilon, backbone.rope_theta) == (1e-5, settings["rope_theta"])
+    # transformers counts the matrix of a tied model once.
+    tied = settings["vocab_size"] * settings["hidden_size"] if settings.get("tie_word_embeddings") else 0
+    assert count_parameters(found.model) == sum(weight.numel() for weight in theirs.parameters()) + tied
 
 
 @pytest.mark.parametrize(
