@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS, projected_cross_entropy
 from calm_core.nn.draws import Draws
+from calm_core.nn.largest import largest
 from calm_core.nn.layers import ResidualSwiGLU, initialise, rms_norm
 from calm_core.nn.limits import HalvedLayers, PatchSize, VocabularySize, Width
 
@@ -131,14 +132,15 @@ class Autoencoder(nn.Module):
         """
         # Logits of K positions a patch, each of vocabulary size.
         patch_size = self.config.patch_size
-        logits = patch_size * self.config.vocabulary_size
-        patches = rows_at_once(logits, latents.device, BLOCK_LOGITS, -(-LEAST_ROWS // patch_size))
+        of_patch = patch_size * self.config.vocabulary_size
+        patches = rows_at_once(of_patch, latents.device, BLOCK_LOGITS, -(-LEAST_ROWS // patch_size))
         flat = latents.reshape(-1, latents.shape[-1])
         # Made before the logits: a result that is allocated after them and stays would keep the allocator from using
         # their memory again, and each block would take more.
         token_ids = torch.empty(len(flat), patch_size, dtype=torch.int64, device=latents.device)
         for first in range(0, len(flat), patches):
-            token_ids[first : first + patches] = self.logits(flat[first : first + patches]).argmax(dim=-1)
+            logits = self.logits(flat[first : first + patches]).flatten(0, 1)
+            token_ids[first : first + patches] = largest(logits).view(-1, patch_size)
         return token_ids.view(*latents.shape[:-1], patch_size)
 
 

@@ -22,6 +22,7 @@ from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.head import Head
 from calm_core.nn.block_sizes import rows_at_once
 from calm_core.nn.cross_entropy import BLOCK_LOGITS, LEAST_ROWS
+from calm_core.nn.largest import largest
 from calm_core.runtime.threads import side_by_side
 
 CANDIDATES_AT_ONCE = 1024
@@ -29,9 +30,6 @@ CANDIDATES_AT_ONCE = 1024
 
 CANDIDATE_VALUES = 1024
 """About what one of them takes in the head's widest layers, which bounds how many a GPU has together."""
-
-TOKENS_OF_A_BLOCK = 64
-"""Of how many tokens the largest logit is looked for first, see ``largest``."""
 
 
 class Candidates(NamedTuple):
@@ -103,16 +101,3 @@ def tokens_at(autoencoder: Autoencoder, patch_states: Tensor, position: int) -> 
         hidden_states = decoder.norm(decoder.token_layers(expanded))
         token_ids[first : first + at_once] = largest(F.linear(hidden_states, vocabulary))
     return token_ids
-
-
-def largest(logits: Tensor) -> Tensor:
-    """``logits.argmax(dim=1)`` of [patches, vocabulary], [patches] int64: the first of equal ones.
-
-    torch's argmax takes a third as long on a CPU as the product that made the logits. Its maximum is vectorised, so
-    that of each block of tokens is taken first, and the token looked for in the best block.
-    """
-    if logits.device.type != "cpu" or logits.shape[1] % TOKENS_OF_A_BLOCK:
-        return logits.argmax(dim=1)
-    blocks = logits.unflatten(1, (-1, TOKENS_OF_A_BLOCK))
-    best = blocks.amax(dim=2).argmax(dim=1)
-    return best * TOKENS_OF_A_BLOCK + blocks[torch.arange(len(best)), best].argmax(dim=1)

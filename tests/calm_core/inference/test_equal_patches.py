@@ -106,15 +106,6 @@ def test_the_batch_sampler_chooses_what_it_chooses_among_decoded_patches(tempera
     assert not step.exact and not step.finished.any()
 
 
-@pytest.mark.parametrize("vocabulary", [5, 64, 100, 640])
-def test_the_largest_logit_is_that_of_argmax(vocabulary: int) -> None:
-    """Few different values, so that most maxima stand at several tokens, of one block and of several."""
-    logits = torch.randint(-3, 3, (500, vocabulary), generator=torch.Generator().manual_seed(0)).float()
-    logits[0] = -torch.inf
-    for scores in (logits, logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))):
-        assert torch.equal(equal_patches.largest(scores), scores.argmax(dim=1))
-
-
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
