@@ -6,6 +6,7 @@ Notable:
 - a prompt is the start of a document, and begins in the middle of its first patch unless its length is a multiple of
   K, as documents do in training. Before it stands what stood there in training, the end of another document: the
   model's ``opening``, if its folder names one;
+- on a CPU a step is made as suits the size of the model (``_made_fast``);
 - a text ends at the end-of-text token, in the middle of a patch too, or at the length asked for;
 - below temperature 1 CALM chooses among samples (``temperature``), counting equal ones by ``equal_patches``, or draws
   from the decoder's softmax (``softmax_temperature``); the Transformer has probabilities to sharpen, a
@@ -18,7 +19,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.head import Head
@@ -27,11 +28,13 @@ from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
 from calm_core.inference.backbone_step import BackboneStep
 from calm_core.inference.equal_patches import candidates
-from calm_core.inference.few_rows import steps_of_few_rows
+from calm_core.inference.few_rows import products_of_few_rows
 from calm_core.inference.softmax_temperature import softmax_temperature
 from calm_core.inference.temperature import TemperatureSample, batch_choice, exact_temperature
 from calm_core.nn.block_sizes import rows_at_once
+from calm_core.runtime.device import device_of
 from calm_core.runtime.row_generators import Generators
+from calm_core.runtime.threads import operators_of_one_thread, threads_side_by_side
 from calm_core.transformer.model import Transformer
 
 PATCHES_AT_ONCE = 4096
@@ -110,7 +113,10 @@ def calm_steps(
     A model with a token head comes without ``autoencoder``.
     """
     models = [part for part in (model, autoencoder) if part is not None]
-    return steps_of_few_rows(_calm_steps(model, autoencoder, prompts, sampling, generator), models)
+    sharpened = sampling.temperature != 1 or sampling.sampler == "softmax"
+    steps = _calm_steps(model, autoencoder, prompts, sampling, generator)
+    # Many samples a patch are worth several threads.
+    return _made_fast(steps, models, by_all_threads=sharpened and not isinstance(model.head, TokenHead))
 
 
 @torch.no_grad()
@@ -147,7 +153,7 @@ def transformer_steps(
     model: Transformer, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
     """Continue ``prompts`` (K = 1) token by token, without end, from P^(1 / temperature); as ``calm_steps``."""
-    return steps_of_few_rows(_transformer_steps(model, prompts, sampling, generator), [model])
+    return _made_fast(_transformer_steps(model, prompts, sampling, generator), [model], by_all_threads=False)
 
 
 @torch.no_grad()
@@ -233,6 +239,20 @@ def _noise(head: Head, rows: Tensor, count: int, generator: Generators) -> Itera
         # Not ``at_once``: how much a row draws in a call, on which its numbers may depend, is its own affair.
         shape = (min(ROW_PATCHES_AT_ONCE, count - first), 1)
         yield from own.drawn(partial(head.sampling_draws, shape), -2).split(at_once, dim=-3)
+
+
+def _made_fast(steps: Iterator[Step], models: Sequence[nn.Module], by_all_threads: bool) -> Iterator[Step]:
+    """``steps``, each made as it is fast on a CPU; who takes them is outside of what that needs.
+
+    Operators of a small model have one thread each, unless told otherwise: a second one costs more than it gives.
+    """
+    small = threads_side_by_side(device_of(models[0]), *models) > 1 and not by_all_threads
+    while True:
+        with operators_of_one_thread() if small else products_of_few_rows(models):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def _any_padding(prompts: Prompts) -> Tensor | None:

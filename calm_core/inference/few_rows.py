@@ -10,16 +10,14 @@ It is applied to models from outside: each ``linear`` of such a shape is compute
 are in another order: results agree but for rounding.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-Step = TypeVar("Step")
 
 MOST_ROWS = 16
 """From there on the usual product is as fast."""
@@ -34,17 +32,6 @@ def products_of_few_rows(models: Iterable[nn.Module]) -> AbstractContextManager[
     worth_it = any(weight.device.type == "cpu" and weight.numel() >= LEAST_WEIGHTS for weight in weights)
     # Each call of torch passes through the mode, which small models would notice.
     return _FewRows() if worth_it else nullcontext()
-
-
-def steps_of_few_rows(steps: Iterator[Step], models: Iterable[nn.Module]) -> Iterator[Step]:
-    """``steps``, each made within ``products_of_few_rows``; who takes them is outside of it."""
-    context = products_of_few_rows(models)
-    while True:
-        with context:
-            step = next(steps, None)
-        if step is None:
-            return
-        yield step
 
 
 class _FewRows(TorchFunctionMode):

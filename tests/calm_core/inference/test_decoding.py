@@ -10,6 +10,7 @@ from calm_core.autoencoder.model import Autoencoder, AutoencoderConfig
 from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.training import manifold_distance
+from calm_core.inference import decoding, few_rows
 from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, transformer_steps
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
@@ -102,3 +103,41 @@ def test_distance_from_the_manifold() -> None:
     on_manifold = autoencoder.encode(autoencoder.decode(latents)).mean
     expected = torch.stack([(a - b).norm() / math.sqrt(8) for a, b in zip(latents, on_manifold, strict=True)])
     torch.testing.assert_close(manifold_distance(autoencoder, latents), expected)
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1), (0.5, 2)])
+def test_plain_steps_of_a_small_model_have_one_thread(temperature: float, expected: int) -> None:
+    """Who takes the steps has as many threads as before."""
+    autoencoder = Autoencoder(AutoencoderConfig(13, 3, 16, 24, 8))
+    model = Calm(CalmConfig(13, 3, 8, BACKBONE, EnergyHeadConfig(1, 4)))
+    for part in (autoencoder, model):
+        part.initialise(torch.Generator().manual_seed(0))
+    seen = []
+    model.patch_embedding.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        prompts, draws = align_prompts([[1, 2, 3]], 3, 0), torch.Generator().manual_seed(0)
+        steps = calm_steps(model, autoencoder, prompts, Sampling(temperature, draws=4), draws)
+        for _ in range(2):
+            next(steps)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [expected] * 2
+
+
+def test_steps_of_a_large_model_multiply_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes the steps multiplies as ever."""
+    model = Transformer(TransformerConfig(4096, BackboneConfig(256, 16, 1, 2, 1))).requires_grad_(False)
+    seen: list[str] = []
+    real = few_rows._linear
+    monkeypatch.setattr(few_rows, "_linear", lambda *args: (seen.append("few rows"), real(*args))[1])
+    monkeypatch.setattr(decoding, "threads_side_by_side", lambda *_: 1)
+    model.initialise(torch.Generator().manual_seed(0))
+    steps = transformer_steps(model, align_prompts([[1, 2]], 1, 0), Sampling(), torch.Generator().manual_seed(0))
+    for _ in range(2):
+        next(steps)
+        seen.append("taken")
+        model.output(torch.zeros(1, 256))
+    assert seen == ["few rows", "taken", "few rows", "taken"]

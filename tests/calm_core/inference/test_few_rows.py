@@ -1,14 +1,12 @@
 """Products of few rows with large matrices: the same numbers as torch's, from the other side."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from calm_core.inference import few_rows
-from calm_core.inference.few_rows import products_of_few_rows, steps_of_few_rows
+from calm_core.inference.few_rows import products_of_few_rows
 
 WIDE = 2048
 
@@ -41,19 +39,3 @@ def test_only_few_rows_of_large_matrices_in_float32_are_multiplied_so(monkeypatc
     with products_of_few_rows([nn.Linear(511, WIDE)]):
         F.linear(torch.zeros(1, 512), large)  # nothing is watched for models that have no large matrix
     assert len(seen) == 1
-
-
-def test_steps_are_made_within_and_taken_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    real = few_rows._linear
-    monkeypatch.setattr(few_rows, "_linear", lambda *args: (seen.append("few rows"), real(*args))[1])
-    model = nn.Linear(512, WIDE).requires_grad_(False)
-
-    def steps() -> Iterator[Tensor]:
-        for _ in range(2):
-            yield model(torch.zeros(1, 512))
-
-    for _ in steps_of_few_rows(steps(), [model]):
-        seen.append("taken")
-        model(torch.zeros(1, 512))
-    assert seen == ["few rows", "taken", "few rows", "taken"]
