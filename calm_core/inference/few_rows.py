@@ -2,9 +2,9 @@
 
 A step of one text multiplies a vector, or K of them in the decoder, with every matrix of a model; what takes time is
 to read the matrices. torch's ``linear`` is x W^T with the rows x from the left, and for one to a dozen of them its
-library (MKL, on an AMD EPYC) reads W with a quarter of the memory's bandwidth or less: one row goes through a product
-of one thread, four through one that is slower still. The same product as (W x^T)^T, of two columns at least, has all
-threads and the whole bandwidth. docs/performance.md has what that gives.
+library (MKL, on an AMD EPYC) reads W with a third to two thirds of the bandwidth that there is: one row goes through a
+product of one thread, four through one that is slower still. The same product as (W x^T)^T, of two columns at least,
+has all threads. docs/performance.md has what that gives.
 
 It is applied to models from outside: each ``linear`` of such a shape is computed so, whichever module calls it. Sums
 are in another order: results agree but for rounding.
