@@ -29,6 +29,7 @@ from calm_core.evaluation.continuations import sample_tokens
 from calm_core.inference.backbone_step import BackboneStep
 from calm_core.inference.equal_patches import candidates
 from calm_core.inference.few_rows import products_of_few_rows
+from calm_core.inference.patch_writer import PatchWriter
 from calm_core.inference.softmax_temperature import softmax_temperature
 from calm_core.inference.temperature import TemperatureSample, batch_choice, exact_temperature
 from calm_core.nn.block_sizes import rows_at_once
@@ -129,11 +130,12 @@ def _calm_steps(
     padding = _any_padding(prompts)
     hidden_states = model(model.inputs(patches, autoencoder), cache, mask=_mask(padding, patches.shape[1]))[:, -1]
     read, step = patches[:, -1], BackboneStep(model.backbone, cache, padding)
+    write = PatchWriter(model.head) if isinstance(model.head, TokenHead) else None
     noise: Iterator[Tensor] | None = None
     while True:
         latents: Tensor | None = None
-        if isinstance(model.head, TokenHead):
-            token_ids = _written(model.head, hidden_states, read, sampling.temperature, generator)
+        if write is not None:
+            token_ids = write(hidden_states, read, sampling.temperature, generator)
             chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
         elif sampling.temperature == 1 and sampling.sampler != "softmax":
             assert autoencoder is not None
@@ -171,17 +173,6 @@ def _transformer_steps(
         written = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)
         yield Step(written[:, None], once, once.bool(), exact=True, reached=once.bool())
         hidden_states = step(model.embedding(written))
-
-
-def _written(head: TokenHead, hidden_states: Tensor, read: Tensor, temperature: float, generator: Generators) -> Tensor:
-    """A patch a row of ``hidden_states`` [batch, hidden], after ``read`` [batch, K], token by token from
-    P^(1 / temperature), [batch, K]."""
-    token_ids = read
-    for _ in range(head.patch_size):
-        logits = head.logits(hidden_states, token_ids).float()
-        following = sample_tokens((logits / temperature).softmax(dim=-1), generator)
-        token_ids = torch.cat([token_ids, following[:, None]], dim=1)
-    return token_ids[:, head.patch_size :]
 
 
 def _sharpened(
