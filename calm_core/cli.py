@@ -230,7 +230,7 @@ def generate(
                 inexact += continuation.inexact_steps
                 written += len(continuation.token_ids)
                 if as_json:
-                    about = {
+                    about: dict[str, Any] = {
                         "temperature": temperature,
                         "sampler": sampler.value,
                         "seed": seed,
@@ -239,6 +239,7 @@ def generate(
                     }
                     # For those alone who ask for it.
                     which = {} if continuations is None else {"continuation": number % each}
+                    about |= {"stop": list(stops)} if stops else {}
                     row = {"prompt": text, **which, "text": continuation.text, **_summary(continuation), **about}
                     typer.echo(json.dumps(row))
                 else:

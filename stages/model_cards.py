@@ -35,7 +35,7 @@ def main(params: Params) -> None:
         card = render_model_card(kind, config, corpus, section, results[kind])
         write_text(folder / "README.md", card)
         tokenizer = load_tokenizer(folder / TOKENIZER)
-        about = tokenizer_config(tokenizer, config["context_tokens"], prompt_opening(config, tokenizer))
+        about = tokenizer_config(tokenizer, config["context_tokens"], prompt_opening(config, folder, tokenizer))
         write_json(folder / TOKENIZER_CONFIG, about)
 
 

@@ -6,7 +6,7 @@ from calm_core.params import Params, with_transformer_steps
 from calm_core.storage.json_io import read_json
 from calm_core.storage.model_folder import load_model, save_model
 from calm_core.storage.provenance import require_intact
-from calm_core.tokens.document_marks import kind_of_tokens, marks_of_tokens
+from calm_core.tokens.document_marks import document_marks, kind_of_tokens
 from calm_core.tokens.shards import TokenStream, vocabulary_size
 from calm_core.tokens.tokenizer import load_tokenizer
 from calm_core.training.initial import require_agreement, require_unchanged
@@ -41,7 +41,8 @@ def main(params: Params, places: Places = RUN) -> Measured:
         return {}
     session.write_kept(places.models / "transformer_checkpoints")
     tokenizer = load_tokenizer(TOKENS / "tokenizer.json")
-    marks, kind = marks_of_tokens(TOKENS), kind_of_tokens(TOKENS)
+    kind = kind_of_tokens(TOKENS)
+    marks = document_marks(kind, tokenizer)
     # A document that begins with a token of its own needs none before it.
     opening = None if marks.before else [marks.filler]
     base = initial_base_model(params.transformer.initial, started)

@@ -14,6 +14,7 @@ Notable:
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -46,6 +47,9 @@ ROW_PATCHES_AT_ONCE = 256
 
 STEPS_AT_ONCE = 8
 """Steps for which such a row draws at once at temperature 1: a draw for each row takes longer than one for all."""
+
+LEAST_TEMPERATURE = 1e-30
+"""Of logits that are divided by it: no lower one is closer to the likeliest token, and float32 would overflow."""
 
 LATENTS_LOGITS = 1 << 18
 """Logits of the softmax sampler that are there together on a CPU: several passes over them stay in its cache."""
@@ -114,10 +118,10 @@ def calm_steps(
     A model with a token head comes without ``autoencoder``.
     """
     models = [part for part in (model, autoencoder) if part is not None]
-    sharpened = sampling.temperature != 1 or sampling.sampler == "softmax"
     steps = _calm_steps(model, autoencoder, prompts, sampling, generator)
     # Many samples a patch are worth several threads.
-    return _made_fast(steps, models, by_all_threads=sharpened and not isinstance(model.head, TokenHead))
+    sharpened = sampling.temperature != 1 and not isinstance(model.head, TokenHead)
+    return _made_fast(steps, models, by_all_threads=sharpened)
 
 
 @torch.no_grad()
@@ -135,7 +139,7 @@ def _calm_steps(
     while True:
         latents: Tensor | None = None
         if write is not None:
-            token_ids = write(hidden_states, read, sampling.temperature, generator)
+            token_ids = write(hidden_states, read, max(sampling.temperature, LEAST_TEMPERATURE), generator)
             chosen = TemperatureSample(token_ids, once, once.bool(), exact=True, reached=once.bool())
         elif sampling.temperature == 1 and sampling.sampler != "softmax":
             assert autoencoder is not None
@@ -170,7 +174,7 @@ def _transformer_steps(
     step = BackboneStep(model.backbone, cache, padding)
     while True:
         logits = model.output(hidden_states).float()
-        written = sample_tokens((logits / sampling.temperature).softmax(dim=-1), generator)
+        written = sample_tokens((logits / max(sampling.temperature, LEAST_TEMPERATURE)).softmax(dim=-1), generator)
         yield Step(written[:, None], once, once.bool(), exact=True, reached=once.bool())
         hidden_states = step(model.embedding(written))
 
@@ -238,8 +242,9 @@ def _made_fast(steps: Iterator[Step], models: Sequence[nn.Module], by_all_thread
     Operators of a small model have one thread each, unless told otherwise: a second one costs more than it gives.
     """
     small = threads_side_by_side(device_of(models[0]), *models) > 1 and not by_all_threads
+    few_rows = nullcontext() if small else products_of_few_rows(models)
     while True:
-        with operators_of_one_thread() if small else products_of_few_rows(models):
+        with operators_of_one_thread() if small else few_rows:
             step = next(steps, None)
         if step is None:
             return

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from calm_core.autoencoder.model import Autoencoder
 from calm_core.calm.folder import load_calm
@@ -27,10 +26,9 @@ from calm_core.inference.text_stream import TextStream, stop_texts, text_after
 from calm_core.runtime.device import DeviceName, choose_device, device_of
 from calm_core.runtime.randomness import generator
 from calm_core.runtime.row_generators import RowGenerators
-from calm_core.runtime.threads import side_by_side
 from calm_core.storage.hub import local_folder
-from calm_core.storage.model_folder import AUTOENCODER, POST_PROCESSOR, load_model, read_config
-from calm_core.tokens.document_marks import DocumentMarks, end_of_text_marks, post_processor_marks
+from calm_core.storage.model_folder import AUTOENCODER, load_model, read_config
+from calm_core.tokens.document_marks import DocumentMarks, document_marks, end_of_text_marks, told_kind
 from calm_core.tokens.tokenizer import TOKENIZER, encode_texts, end_of_text_id, load_tokenizer, require_fit
 from calm_core.transformer.model import Transformer
 
@@ -86,7 +84,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     context_tokens: int
     opening: tuple[int, ...] = ()
-    """Token ids of a patch that stand before each prompt, the end of another document; none in an imported model."""
+    """Token ids of a patch that stand before each prompt, the end of another document; none in an imported CALM."""
     marks: DocumentMarks | None = None
     """What stands around each document that the model reads; None for an end-of-text token after it."""
 
@@ -104,10 +102,6 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are, and where texts are sampled."""
         return device_of(self.model)
-
-    @property
-    def _models(self) -> list[nn.Module]:
-        return [part for part in (self.model, self.autoencoder) if part is not None]
 
     def stream(
         self,
@@ -193,16 +187,11 @@ class LanguageModel:
         """
         if texts < 1:
             raise CalmError(f"{texts} continuations of a prompt are asked for; 1 or more are needed")
+        if prompts:  # before a text is written, also of what only later batches hold
+            self._require_possible(prompts, tokens, sampling)
         asked = numbered(prompts, texts)
-        batches = [asked[first : first + BATCH_PROMPTS] for first in range(0, len(asked), BATCH_PROMPTS)]
-
-        def finished(batch: Sequence[NumberedPrompt]) -> list[Continuation]:
-            return deque(self._stream(batch, tokens, sampling, seed, stop), 1)[0]
-
-        # A single batch has nobody to share with: its operators have all threads.
-        done = side_by_side(finished, batches, self.device, *self._models) if batches[1:] else map(finished, batches)
-        for of_batch in done:
-            yield from of_batch
+        for first in range(0, len(asked), BATCH_PROMPTS):
+            yield from deque(self._stream(asked[first : first + BATCH_PROMPTS], tokens, sampling, seed, stop), 1)[0]
 
     def generate(
         self,
@@ -218,7 +207,7 @@ class LanguageModel:
         """What follows each of ``prompts``, at most ``tokens`` tokens (1 or more) and up to the first of ``stop``.
 
         ``continuations`` independent texts of each, prompt by prompt; the first is the one that it gets without others.
-        Errors as in ``stream``.
+        Errors as in ``stream``, but that without prompts there are no texts.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
         sampling = Sampling(temperature, sampler)
@@ -284,18 +273,10 @@ def load_language_model(folder: str | Path, device: DeviceName | torch.device = 
     require_fit(tokenizer, model.config.vocabulary_size, str(folder / TOKENIZER))
     _require_tokens_of_autoencoder(tokenizer, folder)
     opening = _opening(folder, config.get("opening"), model)
-    marks = _document_marks(folder, config.get("document_marks"), tokenizer)
+    marks = document_marks(told_kind(config, folder / "config.json"), tokenizer)
     if autoencoder is not None:
         autoencoder.to(place)
     return LanguageModel(model.to(place).eval(), autoencoder, tokenizer, config["context_tokens"], opening, marks)
-
-
-def _document_marks(folder: Path, named: Any, tokenizer: Tokenizer) -> DocumentMarks | None:
-    if named is None:
-        return None
-    if named != POST_PROCESSOR:
-        raise CalmError(f"{folder}/config.json is damaged: document_marks is {named!r}, not {POST_PROCESSOR!r}")
-    return post_processor_marks(tokenizer)
 
 
 def _opening(folder: Path, opening: Any, model: Calm | Transformer) -> tuple[int, ...]:

@@ -34,8 +34,7 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
     """What ``publish`` uploads for the model in ``folder``, by path on the hub; reads ``folder`` alone.
 
     Beside the folder's own files, with an imported model's reference.json, by which it is exported as it came, a
-    tokenizer_config.json, for transformers, and the card with ``name`` for the folder
-    in the lines that load the model.
+    tokenizer_config.json, for transformers, and the card with ``name`` for the folder in the lines that load the model.
 
     Raises:
         CalmError: ``folder`` holds no whole model or no card; ``name`` is none of OWNER/NAME.
@@ -63,7 +62,7 @@ def publication(folder: Path, name: str) -> dict[str, Content]:
             contents[file] = folder / file
     if TOKENIZER in contents:
         tokenizer = load_tokenizer(folder / TOKENIZER)
-        about = tokenizer_config(tokenizer, context, prompt_opening(config, tokenizer))
+        about = tokenizer_config(tokenizer, context, prompt_opening(config, folder, tokenizer))
         contents[TOKENIZER_CONFIG] = (json.dumps(about, indent=2) + "\n").encode()
     try:
         card = (folder / CARD).read_text(encoding="utf-8")

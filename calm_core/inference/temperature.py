@@ -129,7 +129,8 @@ def batch_temperature(
     At temperature 1 it is one exact draw a row, else one of ``draws`` of them and ``finished`` all false. A symbol seen
     c times weighs C(c, 1/T), the number of ways to draw it 1/T times from the batch, by Gamma functions for
     1/T = n + a. It takes part if c >= n, where the weight is positive. Where no symbol was seen n times, n is lowered
-    until one was, so a very low T means the most frequent symbol. Biased for finite N, exact in the limit.
+    until one was, so a very low T means the most frequent symbol. Biased for finite N, exact in the limit. Generation
+    does the same by ``equal_patches.candidates`` and ``batch_choice``, without decoding all draws.
 
     To ask for c >= n + a instead would drop at n = 1 all that was seen once as soon as anything was seen twice, and
     jump as 1/T leaves an integer. Mean total variation from the target on six known distributions, c >= n + a against

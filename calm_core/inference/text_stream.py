@@ -84,9 +84,9 @@ def text_after(tokenizer: Tokenizer, before: Sequence[int], token_ids: Sequence[
     before = before[-SEEN_BEFORE:]
     start = tokenizer.decode(before, skip_special_tokens=False)
     whole = tokenizer.decode([*before, *token_ids], skip_special_tokens=False)
-    if whole.startswith(start):
+    if whole.startswith(start) and not start.endswith("\N{REPLACEMENT CHARACTER}"):
         return whole[len(start) :]
-    # A character begins before and ends here.
+    # A character may begin before and end here.
     stream = TextStream(tokenizer, before)
     stream.read(token_ids)
     stream.finish()

@@ -43,6 +43,7 @@ from calm_core.storage.atomic import whole_directory
 from calm_core.storage.hub import local_folder, repository_of
 from calm_core.storage.json_io import write_json
 from calm_core.storage.model_folder import AUTOENCODER, ORIGIN, POST_PROCESSOR, require_new_folder
+from calm_core.tokens.document_marks import told_kind
 from calm_core.tokens.round_trip import told_losses
 from calm_core.tokens.tokenizer import TOKENIZER, load_tokenizer, require_fit
 from calm_core.tokens.tokenizer_config import opening_of
@@ -71,9 +72,11 @@ def import_checkpoint(
         llama = match_llama(config, weights, str(source))
         vocabulary = _vocabulary(llama, tokenizer, place)
         with whole_directory(destination) as folder:
-            opening = None if vocabulary is None else opening_of(vocabulary)
+            # Its texts are marked by the tokenizer's own template if this project says so, of a model that it exported.
+            kind = told_kind(config, place / "config.json")
+            opening = None if vocabulary is None or kind == POST_PROCESSOR else opening_of(vocabulary)
             context = llama_context(config, str(source))
-            write_found(llama, vocabulary, folder, context, opening, base_model=base)
+            write_found(llama, vocabulary, folder, context, opening, kind, base)
             write_json(folder / ORIGIN, origin_of(config, llama_weights(config, weights)))
         return "Transformer, from a Llama"
     # A language model's file may have its autoencoder inside; an autoencoder's file has no prefix.

@@ -22,7 +22,8 @@ from calm_core.reference.settings import FIXED, norm_epsilon, number, rope_theta
 from calm_core.reference.streamed_weights import write_model_weights
 from calm_core.reference.untrusted_weights import Stored
 from calm_core.storage.json_io import write_json
-from calm_core.storage.model_folder import load_model, read_config
+from calm_core.storage.model_folder import POST_PROCESSOR, load_model, read_config
+from calm_core.tokens.document_marks import told_kind
 from calm_core.tokens.tokenizer import TOKENIZER, end_of_text_id, load_tokenizer
 from calm_core.tokens.tokenizer_config import TOKENIZER_CONFIG, prompt_opening, tokenizer_config, with_opening
 from calm_core.transformer.model import Transformer, TransformerConfig
@@ -59,10 +60,18 @@ def export_llama(source: Path, folder: Path, origin: dict[str, Any]) -> None:
     weights = {_llama_name(name): weight for name, weight in model.state_dict().items()}
     types = original_types(weights, origin, source)
     tokenizer = load_tokenizer(source / TOKENIZER) if (source / TOKENIZER).is_file() else None
-    opening = own.get("opening") or () if tokenizer is None else prompt_opening(own, tokenizer)
+    opening = own.get("opening") or () if tokenizer is None else prompt_opening(own, source, tokenizer)
     config = llama_config(model.config, context, opening, tokenizer)
     config["dtype"] = str(types[EMBEDDING]).removeprefix("torch.")
-    write_json(folder / "config.json", {**origin["config"], **config})
+    if (kind := told_kind(own, source / "config.json")) == POST_PROCESSOR:
+        # For the way back; transformers keeps what it does not know. A text ends where another document would begin.
+        config["document_marks"] = kind
+        config["eos_token_id"] = [
+            token_id for token_id in (config["eos_token_id"], *opening[:1]) if token_id is not None
+        ]
+    # What an imported Llama said of its texts, which may be more than its tokenizer tells.
+    told = {key: origin["config"][key] for key in ("bos_token_id", "eos_token_id") if key in origin["config"]}
+    write_json(folder / "config.json", {**origin["config"], **config, **told})
     write_model_weights(weights, types, folder)
     if tokenizer is not None:
         with_opening(tokenizer, opening).save(str(folder / TOKENIZER))

@@ -28,7 +28,10 @@ class RowGenerators:
         self._handed_out = 0  # of the numbers drawn
 
     def of(self, rows: Tensor) -> "RowGenerators":
-        """The generators of ``rows`` [n] int64, a row of the result each; they go on where they are."""
+        """The generators of ``rows`` [n] int64, a row of the result each; they go on where they are.
+
+        Numbers that were drawn ahead for ``uniform`` stay here.
+        """
         return RowGenerators([self._generators[row] for row in rows.tolist()])
 
     def drawn(self, draw: Callable[[torch.Generator], Tensor], dim: int) -> Tensor:

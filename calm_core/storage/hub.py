@@ -47,7 +47,7 @@ def local_folder(name: str | Path) -> Path:
 
 
 def repository_of(name: str | Path) -> str | None:
-    """OWNER/NAME of a ``name`` that ``local_folder`` takes for one on the hub; None where it is a folder."""
+    """OWNER/NAME of a ``name`` that ``local_folder`` has taken for one on the hub; None where it is a folder."""
     found = None if Path(name).is_dir() else NAME.fullmatch(str(name))
     return found and found["repository"]
 

@@ -38,7 +38,6 @@ own post-processor, say a BOS before each. Where the key is absent, an end-of-te
 UNTOLD = {"norm_epsilon": 1e-6}
 """Fields of a shape that config.json names only where their value is another: they came later than folders did."""
 
-
 REMEDY = "`dvc repro` makes a run's own model anew, any other has to be imported or copied again"
 """What to do about a folder that lacks a file or has a damaged one: no stage makes models that came from elsewhere."""
 

@@ -5,9 +5,10 @@ A run puts an end-of-text token after each document, or what the tokenizer itsel
 training scripts, also for evaluation): with the Llama 3 tokenizer a BOS before each document and nothing after it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tokenizers import Tokenizer
 
@@ -47,14 +48,13 @@ def post_processor_marks(tokenizer: Tokenizer) -> DocumentMarks:
     return marks if marks != DocumentMarks() else end_of_text_marks(tokenizer)
 
 
-def told_kind(file: Path) -> DocumentMarksKind:
-    """The kind of marks that ``file`` tells, a model's config.json or the description of tokens.
+def told_kind(values: Mapping[str, Any], file: Path) -> DocumentMarksKind:
+    """The kind of marks that ``values`` tell, of ``file``, a model's config.json or the description of tokens.
 
     It is ``end_of_text`` where none is told. Raises CalmError where what is told is no kind.
     """
     kinds: tuple[DocumentMarksKind, ...] = get_args(DocumentMarksKind)
-    values = read_json(file)
-    told = values.get("document_marks", "end_of_text") if isinstance(values, dict) else values
+    told = values.get("document_marks", "end_of_text")
     found = next((kind for kind in kinds if kind == told), None)
     if found is None:
         raise CalmError(f"{file} is damaged: document_marks is {told!r}, not {' or '.join(kinds)}")
@@ -63,7 +63,7 @@ def told_kind(file: Path) -> DocumentMarksKind:
 
 def kind_of_tokens(tokens: Path) -> DocumentMarksKind:
     """The kind of marks around the documents of ``tokens``, a folder that the stage tokenise wrote."""
-    return told_kind(tokens / DESCRIPTION)
+    return told_kind(read_json(tokens / DESCRIPTION), tokens / DESCRIPTION)
 
 
 def marks_of_tokens(tokens: Path) -> DocumentMarks:

@@ -89,7 +89,7 @@ def tokenizer_file(path: Path) -> Path:
         )
     raise CalmError(
         f"tokenizer {found} is missing; name a tokenizer.json or its folder (a name on a hub is not fetched), or set "
-        "tokenizer.path to '' to train one"
+        "tokenizer.path to '' and tokenizer.document_marks to end_of_text to train one"
     )
 
 
@@ -198,7 +198,7 @@ def _appended(tokenizer: Tokenizer) -> int | None:
 
 
 def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
-    """Make the end of a document a special token, and one that tokenizer.json alone tells.
+    """Make the marks of a document special tokens, and its end one that tokenizer.json alone tells.
 
     A vocabulary may have several of the usual names, or another one: then the files beside it decide.
     """
@@ -217,9 +217,12 @@ def _settle_end_of_text(tokenizer: Tokenizer, path: Path) -> None:
         token_id = end_of_text_id(tokenizer)
     except CalmError as error:
         raise CalmError(f"{path}: {error}, or eos_token in a tokenizer_config.json beside it") from None
-    # A token that is only added would be found in texts, and end documents in their middle.
-    if (token := tokenizer.get_added_tokens_decoder().get(token_id)) is not None and not token.special:
-        tokenizer.add_special_tokens([token.content])
+    # A token that is only added would be found in texts, and end documents, or begin them, in their middle.
+    first, last = template_ids(tokenizer)
+    added = tokenizer.get_added_tokens_decoder()
+    for mark in dict.fromkeys((token_id, *first, *last)):
+        if (token := added.get(mark)) is not None and not token.special:
+            tokenizer.add_special_tokens([token.content])
 
 
 def _names_beside(tokenizer: Tokenizer, path: Path) -> list[str]:

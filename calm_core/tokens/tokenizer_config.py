@@ -4,11 +4,13 @@ Notable: a text gets the token ids there that it gets here: text that spells a s
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from calm_core.tokens.document_marks import document_marks, told_kind
 from calm_core.tokens.tokenizer import PAD, end_of_text_id, is_template_name, template_ids
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -49,13 +51,13 @@ def with_opening(tokenizer: Tokenizer, opening: Sequence[int]) -> Tokenizer:
     return copy
 
 
-def prompt_opening(config: Mapping[str, Any], tokenizer: Tokenizer) -> Sequence[int]:
-    """The token ids with which prompts of the language model of ``config``, its config.json, begin there.
+def prompt_opening(config: Mapping[str, Any], folder: Path, tokenizer: Tokenizer) -> Sequence[int]:
+    """The token ids with which prompts of the language model in ``folder`` begin there; ``config`` is its config.json.
 
     They are those of the tokenizer's own template where the model's documents are marked by it.
     """
-    before = template_ids(tokenizer)[0] if config.get("document_marks") else ()
-    return before or config.get("opening") or ()
+    marks = document_marks(told_kind(config, folder / "config.json"), tokenizer)
+    return marks.before or config.get("opening") or ()
 
 
 def opening_of(tokenizer: Tokenizer) -> list[int] | None:

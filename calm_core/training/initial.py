@@ -86,14 +86,16 @@ def require_agreement(section: LanguageModelSection, params: Params, folder: Pat
     values = params.model_dump()
     sizes["tokenizer.vocabulary_size"] = vocabulary_size_of(own)
     settings = {key: value for key, value in sizes.items() if _value(values, key) != value}
-    kind = told_kind(folder / CONFIG)
+    config = read_json(folder / CONFIG)
+    kind = told_kind(config, folder / CONFIG)
     # An imported Llama's folder tells what it took from the tokenizer's template, and not how its texts were joined.
-    of_llama = bool(before := template_ids(own)[0]) and read_json(folder / CONFIG).get("opening") == list(before)
+    of_llama = bool(before := template_ids(own)[0]) and config.get("opening") == list(before)
     # By what they are: some tokenizers mark documents in the same way by both kinds.
     if not of_llama and document_marks(kind, own) != document_marks(params.tokenizer.document_marks, own):
         settings["tokenizer.document_marks"] = kind
     # As text they have the whole of it: vocabulary, merges, what ends a document.
-    if tokenizer is None or load_tokenizer(tokenizer).to_str() != own.to_str():
+    there = tokenizer is not None and tokenizer.expanduser().exists()
+    if tokenizer is None or not there or load_tokenizer(tokenizer).to_str() != own.to_str():
         # As params.yaml names the folder; one of the hub's models lies in a cache.
         by_name = folder.parts[-len(Path(named).parts) :] == Path(named).parts
         settings["tokenizer.path"] = str((Path(named) if by_name else folder) / TOKENIZER)

@@ -107,7 +107,8 @@ def test_a_text_ends_at_a_stop_text(capsys: pytest.CaptureFixture[str]) -> None:
     (cut,) = generated(capsys, "--prompt", "the", *stops)
     assert cut["text"] == text[: min(text.find(text[6:9]), text.find(text[3:5]))]
     assert cut["finish_reason"] == "stop"
-    assert cut.keys() == whole.keys()
+    assert cut.keys() == whole.keys() | {"stop"}
+    assert cut["stop"] == [text[6:9], text[3:5], "never there"]
     assert run("generate", "--model", "models/transformer", "--tokens", "30", "--prompt", "the", *stops) == 0
     assert capsys.readouterr().out == f"the{cut['text']}\n"
     assert "a stop text is empty" in mistake(capsys, "generate", "--model", "nothing", "--prompt", "a", "--stop", "")

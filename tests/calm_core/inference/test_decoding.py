@@ -15,9 +15,10 @@ from calm_core.inference.decoding import Sampling, align_prompts, calm_steps, tr
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.transformer.model import Transformer, TransformerConfig
-from tests.calm_core.known_models import bigram_calm
+from tests.calm_core.known_models import bigram_calm, bigram_transformer
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
+TABLE = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1], [0.2, 0.3, 0.1, 0.4], [0.45, 0.05, 0.45, 0.05]])
 
 
 def test_transformer_at_low_temperature_is_greedy() -> None:
@@ -31,6 +32,24 @@ def test_transformer_at_low_temperature_is_greedy() -> None:
     for _ in range(6):
         greedy = torch.cat([greedy, model(greedy)[:, -1:].argmax(dim=-1)], dim=1)
     assert torch.equal(generated, greedy[:, 3:])
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-38, 5e-324])
+@pytest.mark.parametrize("patch_size", [0, 2])
+def test_the_lowest_temperatures_take_the_likeliest_token(patch_size: int, temperature: float) -> None:
+    """Of a Transformer (K 0 here) and of a token head, whose logits divided by it are beyond float32."""
+    if patch_size:
+        model = bigram_calm(TABLE, patch_size)
+        steps = calm_steps(
+            model, None, align_prompts([[0], [1]], patch_size, 0), Sampling(temperature), torch.Generator()
+        )
+    else:
+        steps = transformer_steps(
+            bigram_transformer(TABLE), align_prompts([[0], [1]], 1, 0), Sampling(temperature), torch.Generator()
+        )
+    found = torch.cat([next(steps).token_ids for _ in range(2)], dim=1)[:, :2]
+    likeliest = TABLE.argmax(axis=1)
+    assert found.tolist() == [[likeliest[start], likeliest[likeliest[start]]] for start in (0, 1)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -48,9 +67,6 @@ def test_calm_generates_whole_patches(temperature: float) -> None:
 
     assert generate(1).shape == (1, 9)
     assert torch.equal(generate(1), generate(1))
-
-
-TABLE = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1], [0.2, 0.3, 0.1, 0.4], [0.45, 0.05, 0.45, 0.05]])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -139,13 +139,12 @@ def test_a_tokenizer_without_marks_and_folders_of_earlier_versions(tmp_path: Pat
     config = json.loads(path.read_text())
     for value in ("bos", 3, ["post_processor"]):
         path.write_text(json.dumps(config | {"document_marks": value}))
-        with pytest.raises(CalmError, match=r"own/config.json is damaged: document_marks is .*, not 'post_processor'"):
+        with pytest.raises(CalmError, match=r"own/config.json is damaged: document_marks is .*, not end_of_text or"):
             load_language_model(tmp_path / "own")
     del config["document_marks"]
     path.write_text(json.dumps(config))
     write(PUBLISHED["llama-3"](), tmp_path / "earlier")
     earlier = load_language_model(tmp_path / "own")
-    assert earlier.marks is None
     assert earlier.document_marks == model.document_marks
 
 

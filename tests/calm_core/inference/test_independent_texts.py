@@ -1,9 +1,7 @@
 """A text does not depend on the prompts beside it, and each has numbers of its own: every model, every sampler."""
 
 import itertools
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,8 +15,8 @@ from calm_core.calm.energy_head import EnergyHeadConfig
 from calm_core.calm.flow_head import FlowHeadConfig
 from calm_core.calm.model import Calm, CalmConfig
 from calm_core.calm.token_head import TokenHeadConfig
-from calm_core.inference import decoding, language_model
-from calm_core.inference.decoding import Sampling, Step, calm_steps
+from calm_core.inference import decoding
+from calm_core.inference.decoding import Sampling
 from calm_core.inference.language_model import BATCH_PROMPTS, Continuation, LanguageModel
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
@@ -114,23 +112,6 @@ def test_a_text_is_the_same_at_any_place_of_a_long_list(tokenizer: Tokenizer) ->
         # Every eleventh is the same prompt, in whichever batch.
         assert found[first::11] == list(model.continuations(prompts[first::11], 9, Sampling(), 3))
     assert len({tuple(text.token_ids) for text in found}) == len(found)
-
-
-def test_threads_take_batches_of_a_long_list(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, prompts = built("tokens", tokenizer), [[7 + number] for number in range(2 * BATCH_PROMPTS)]
-    expected = [final(model, [prompt], Sampling())[0] for prompt in prompts]
-    both, before = threading.Barrier(2), torch.get_num_threads()
-
-    def together(*arguments: Any) -> Iterator[Step]:
-        both.wait(timeout=30)  # passed only where both batches are being written
-        return calm_steps(*arguments)
-
-    monkeypatch.setattr(language_model, "calm_steps", together)
-    torch.set_num_threads(2)
-    try:
-        assert list(model.continuations(prompts, TOKENS, Sampling(), 0)) == expected
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -110,6 +110,12 @@ def test_a_character_that_begins_before_the_text() -> None:
         stream.read(token_ids[place:])
         assert stream.settled == ("a漢b", "漢b", "漢b", "漢b", "b", "")[place]
         assert text_after(tokenizer, token_ids[:place], token_ids[place:]) == stream.settled
+    # And one that never ends.
+    first, after = token_ids[1], [*token_ids[2:3], *tokenizer.encode("b").ids]
+    stream = TextStream(tokenizer, [first])
+    stream.read(after)
+    stream.finish()
+    assert text_after(tokenizer, [first], after) == stream.settled
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

@@ -18,10 +18,12 @@ from calm_core.reference.importing import import_checkpoint
 from calm_core.reference.llama import match_llama
 from calm_core.reference.untrusted_weights import StoredTensor
 from calm_core.storage.model_folder import count_parameters, load_model, read_config, save_model
+from calm_core.tokens.document_marks import DocumentMarks
 from calm_core.tokens.tokenizer import end_of_text_id, train_tokenizer
 from calm_core.tokens.tokenizer_config import opening_of
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.reference.reference_data import refusal
+from tests.calm_core.tokens import published
 
 SHAPE = BackboneConfig(32, 48, 3, 4, 2, 500.0, 0.01)
 TEXTS = ["The name of the bucket.", "über <eos> łąka\n\n  two  spaces ."]
@@ -218,6 +220,32 @@ def test_tensors_too_many_or_of_whole_numbers_are_refused(tmp_path: Path) -> Non
     assert "has unknown model.layers.0.self_attn.q_proj.bias" in refusal(tmp_path / "llama", tmp_path / "own")
     save_file({**weights, "lm_head.weight": torch.zeros(280, 32, dtype=torch.int8)}, file)
     assert "neither of" in refusal(tmp_path / "llama", tmp_path / "own")
+
+
+def test_documents_marked_by_the_tokenizers_own_template_stay_so(tmp_path: Path) -> None:
+    """A text ends there where another document would begin, and the way back gives the same folder."""
+    tokenizer = published.PUBLISHED["llama-3"]()
+    begin, end = (tokenizer.token_to_id(name) for name in ("<|begin_of_text|>", "<|end_of_text|>"))
+    model = Transformer(TransformerConfig(tokenizer.get_vocab_size(), SHAPE))
+    initialise(model, torch.Generator().manual_seed(0), embedding_std=1.0)
+    save_model(model, tokenizer, tmp_path / "own", 64, document_marks="post_processor")
+    export_checkpoint(tmp_path / "own", tmp_path / "llama")
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "llama")
+    assert GenerationConfig.from_model_config(theirs.config).eos_token_id == [end, begin]
+    assert theirs.config.bos_token_id == begin
+    import_checkpoint(tmp_path / "llama", tmp_path / "again")
+    assert (tmp_path / "again/config.json").read_bytes() == (tmp_path / "own/config.json").read_bytes()
+    ours, again = (load_language_model(tmp_path / name) for name in ("own", "again"))
+    assert again.document_marks == ours.document_marks == DocumentMarks(before=(begin,))
+
+
+def test_what_a_llama_says_of_the_ends_of_its_texts_comes_back(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    llama(tmp_path / "llama", bos_token_id=7, eos_token_id=[5, 9])
+    tokenizer.save(str(tmp_path / "llama/tokenizer.json"))
+    import_checkpoint(tmp_path / "llama", tmp_path / "own")
+    export_checkpoint(tmp_path / "own", tmp_path / "back")
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (7, [5, 9])
 
 
 def test_what_stands_before_a_text_is_kept(exported: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from calm_core.corpus.tokenise import tokenise
 from calm_core.errors import CalmError
 from calm_core.params import DocumentMarksKind, Params, parse_params
-from calm_core.tokens.document_marks import document_marks, kind_of_tokens, marks_of_tokens
+from calm_core.tokens.document_marks import (
+    DocumentMarks,
+    document_marks,
+    kind_of_tokens,
+    marks_of_tokens,
+    post_processor_marks,
+)
 from calm_core.tokens.round_trip import KINDS, told_changes, told_losses
 from calm_core.tokens.shards import TokenStream, TokenWriter
 from calm_core.tokens.tokenizer import end_of_text_id, load_tokenizer, require_fit, vocabulary_size_of
@@ -230,6 +236,17 @@ def test_added_tokens_take_no_space_and_end_no_document(special: bool, tmp_path:
         assert decode(loaded, encode(loaded, text)) == text
         assert end not in encode(loaded, text)
     assert 301 in encode(loaded, "a <x>")
+
+
+def test_an_added_token_begins_no_document_in_a_text(tmp_path: Path) -> None:
+    tokenizer = byte_level("<eos>")
+    tokenizer.add_tokens([AddedToken("<bos>", special=False, normalized=False)])
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 300)])
+    loaded = load_tokenizer(write(tokenizer, tmp_path))
+    assert post_processor_marks(loaded) == DocumentMarks(before=(300,))
+    assert decode(loaded, encode(loaded, "a<bos>b")) == "a<bos>b"
+    assert 300 not in encode(loaded, "a<bos>b")
+    assert loaded.decode([300, *encode(loaded, "a")], skip_special_tokens=True) == "a"
 
 
 def with_ids(tokenizer: Tokenizer, in_model: dict[str, int], added: dict[str, int]) -> dict[str, Any]:

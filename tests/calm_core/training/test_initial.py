@@ -182,6 +182,7 @@ def test_the_tokenizer_has_to_be_the_models(
     other = tmp_path / "other.json"
     train_tokenizer(["four five six"] * 9, 262).save(str(other))
     assert told_settings(refused(right, section, folder, other)) == needed
+    assert told_settings(refused(right, section, folder, tmp_path / "gone.json")) == needed
     # Another text of the same tokenizer is the same.
     write_json(other, read_json(folder / "tokenizer.json"))
     require_agreement(section, parse_params(right), folder, other)
