@@ -1,8 +1,8 @@
-"""A backbone's pass over one new position a row: the function of ``nn.backbone``, in a third of the operators.
+"""A backbone's pass over one new position a row: the function of ``nn.backbone``, in three fifths of the time.
 
 A step of a small model is not its products, whose weights fit the processor's cache, but what it takes to call some
-hundred operators; so it is on a GPU, where each is a launch. ``Backbone.forward`` is written for any number of
-positions and for training. Here the shapes are those of a single position, known once and for all:
+hundred operators, and the modules that they are in. ``Backbone.forward`` is written for any number of positions and
+for training. Here the shapes are those of a single position, known once and for all:
 
 - rows are a matrix [batch, hidden], which no product has to reshape;
 - queries and keys lie in one tensor, and are turned together;
