@@ -128,12 +128,14 @@ def calm_steps(
 def _calm_steps(
     model: Calm, autoencoder: Autoencoder | None, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
+    once = torch.ones(len(prompts.token_ids), dtype=torch.int64, device=prompts.token_ids.device)
+    prompts, texts = _different(prompts)
     cache = model.backbone.new_cache()
     patches = prompts.token_ids.unflatten(-1, (-1, model.config.patch_size))
-    once = torch.ones(len(patches), dtype=torch.int64, device=patches.device)
     padding = _any_padding(prompts)
     hidden_states = model(model.inputs(patches, autoencoder), cache, mask=_mask(padding, patches.shape[1]))[:, -1]
-    read, step = patches[:, -1], BackboneStep(model.backbone, cache, padding)
+    hidden_states, read = hidden_states.repeat(texts, 1), patches[:, -1].repeat(texts, 1)
+    step = BackboneStep(model.backbone, cache if texts == 1 else cache.repeat(texts), padding)
     write = PatchWriter(model.head) if isinstance(model.head, TokenHead) else None
     noise: Iterator[Tensor] | None = None
     while True:
@@ -166,12 +168,13 @@ def transformer_steps(
 def _transformer_steps(
     model: Transformer, prompts: Prompts, sampling: Sampling, generator: Generators
 ) -> Iterator[Step]:
-    cache = model.backbone.new_cache()
-    token_ids = prompts.token_ids
-    once = torch.ones(len(token_ids), dtype=torch.int64, device=token_ids.device)
+    once = torch.ones(len(prompts.token_ids), dtype=torch.int64, device=prompts.token_ids.device)
+    prompts, texts = _different(prompts)
+    cache, token_ids = model.backbone.new_cache(), prompts.token_ids
     padding = _any_padding(prompts)
     hidden_states = model.hidden_states(token_ids, cache, mask=_mask(padding, token_ids.shape[1]))[:, -1]
-    step = BackboneStep(model.backbone, cache, padding)
+    hidden_states = hidden_states.repeat(texts, 1)
+    step = BackboneStep(model.backbone, cache if texts == 1 else cache.repeat(texts), padding)
     while True:
         logits = model.output(hidden_states).float()
         written = sample_tokens((logits / max(sampling.temperature, LEAST_TEMPERATURE)).softmax(dim=-1), generator)
@@ -249,6 +252,15 @@ def _made_fast(steps: Iterator[Step], models: Sequence[nn.Module], by_all_thread
         if step is None:
             return
         yield step
+
+
+def _different(prompts: Prompts) -> tuple[Prompts, int]:
+    """``prompts``, or the one that all of them are, to be read once; and how many texts follow each."""
+    first, rows = prompts.token_ids[:1], len(prompts.token_ids)
+    # Padding, too: what fills one row may be the text of another.
+    if rows > 1 and (prompts.token_ids == first).all() and (prompts.padding == prompts.padding[0]).all():
+        return Prompts(first, prompts.padding[:1]), rows
+    return prompts, 1
 
 
 def _any_padding(prompts: Prompts) -> Tensor | None:

@@ -121,6 +121,21 @@ def test_distance_from_the_manifold() -> None:
     torch.testing.assert_close(manifold_distance(autoencoder, latents), expected)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "rows"), [([[1, 2, 3]] * 4, 1), ([[1, 2, 3], [1, 2, 4]] * 2, 4), ([[0, 0, 3], [3]], 2)]
+)
+def test_a_prompt_of_all_texts_is_read_once(prompts: list[list[int]], rows: int) -> None:
+    model = Transformer(TransformerConfig(13, BACKBONE))
+    initialise(model, torch.Generator().manual_seed(0), embedding_std=1.0)
+    seen = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    steps = transformer_steps(model, align_prompts(prompts, 1, 0), Sampling(1e-4), torch.Generator().manual_seed(0))
+    generated = torch.cat([next(steps).token_ids for _ in range(3)], dim=1)
+    assert seen == [rows]
+    alone = [transformer_steps(model, align_prompts([one], 1, 0), Sampling(1e-4), torch.Generator()) for one in prompts]
+    assert generated.tolist() == [[int(next(steps).token_ids) for _ in range(3)] for steps in alone]
+
+
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1), (0.5, 2)])
 def test_plain_steps_of_a_small_model_have_one_thread(temperature: float, expected: int) -> None:
     """Who takes the steps has as many threads as before."""
