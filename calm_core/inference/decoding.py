@@ -28,7 +28,7 @@ from calm_core.calm.model import Calm
 from calm_core.calm.token_head import TokenHead
 from calm_core.evaluation.continuations import sample_tokens
 from calm_core.inference.backbone_step import BackboneStep
-from calm_core.inference.equal_patches import candidates
+from calm_core.inference.equal_patches import CANDIDATES_AT_ONCE, candidates
 from calm_core.inference.few_rows import products_of_few_rows
 from calm_core.inference.patch_writer import PatchWriter
 from calm_core.inference.softmax_temperature import softmax_temperature
@@ -119,9 +119,10 @@ def calm_steps(
     """
     models = [part for part in (model, autoencoder) if part is not None]
     steps = _calm_steps(model, autoencoder, prompts, sampling, generator)
-    # Many samples a patch are worth several threads.
     sharpened = sampling.temperature != 1 and not isinstance(model.head, TokenHead)
-    return _made_fast(steps, models, by_all_threads=sharpened)
+    # Threads share the samples of several texts (``candidates``), and nothing else that is worth it.
+    shared = sampling.sampler == "batch" and sampling.draws * len(prompts.token_ids) > CANDIDATES_AT_ONCE
+    return _made_fast(steps, models, by_all_threads=sharpened and shared)
 
 
 @torch.no_grad()

@@ -136,8 +136,11 @@ def test_a_prompt_of_all_texts_is_read_once(prompts: list[list[int]], rows: int)
     assert generated.tolist() == [[int(next(steps).token_ids) for _ in range(3)] for steps in alone]
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1), (0.5, 2)])
-def test_plain_steps_of_a_small_model_have_one_thread(temperature: float, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [(Sampling(), 1), (Sampling(0.5, draws=4), 1), (Sampling(0.5, draws=2000), 2), (Sampling(0.5, "softmax"), 1)],
+)
+def test_steps_of_a_small_model_have_one_thread_unless_texts_are_shared(sampling: Sampling, expected: int) -> None:
     """Who takes the steps has as many threads as before."""
     autoencoder = Autoencoder(AutoencoderConfig(13, 3, 16, 24, 8))
     model = Calm(CalmConfig(13, 3, 8, BACKBONE, EnergyHeadConfig(1, 4)))
@@ -149,7 +152,7 @@ def test_plain_steps_of_a_small_model_have_one_thread(temperature: float, expect
     torch.set_num_threads(2)
     try:
         prompts, draws = align_prompts([[1, 2, 3]], 3, 0), torch.Generator().manual_seed(0)
-        steps = calm_steps(model, autoencoder, prompts, Sampling(temperature, draws=4), draws)
+        steps = calm_steps(model, autoencoder, prompts, sampling, draws)
         for _ in range(2):
             next(steps)
             assert torch.get_num_threads() == 2
