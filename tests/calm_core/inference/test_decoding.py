@@ -16,6 +16,7 @@ from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.known_models import bigram_calm, bigram_transformer
+from tests.support.threads import operators_of
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 TABLE = np.array([[0.7, 0.1, 0.1, 0.1], [0.05, 0.05, 0.8, 0.1], [0.2, 0.3, 0.1, 0.4], [0.45, 0.05, 0.45, 0.05]])
@@ -148,16 +149,12 @@ def test_steps_of_a_small_model_have_one_thread_unless_texts_are_shared(sampling
         part.initialise(torch.Generator().manual_seed(0))
     seen = []
     model.patch_embedding.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with operators_of(2):
         prompts, draws = align_prompts([[1, 2, 3]], 3, 0), torch.Generator().manual_seed(0)
         steps = calm_steps(model, autoencoder, prompts, sampling, draws)
         for _ in range(2):
             next(steps)
             assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
     assert seen == [expected] * 2
 
 

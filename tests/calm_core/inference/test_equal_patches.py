@@ -17,6 +17,7 @@ from calm_core.inference.decoding import Sampling, align_prompts, calm_steps
 from calm_core.inference.temperature import batch_temperature
 from calm_core.nn.backbone import BackboneConfig
 from calm_core.nn.layers import initialise
+from tests.support.threads import operators_of
 
 
 def autoencoder(patch_size: int) -> Autoencoder:
@@ -108,10 +109,8 @@ def test_the_batch_sampler_chooses_what_it_chooses_among_decoded_patches(tempera
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with operators_of(request.param) as threads:
+        yield threads
 
 
 @torch.no_grad()

@@ -19,10 +19,9 @@ from calm_core.inference import decoding
 from calm_core.inference.decoding import Sampling
 from calm_core.inference.language_model import BATCH_PROMPTS, Continuation, LanguageModel
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.nn.layers import initialise
-from calm_core.tokens.tokenizer import train_tokenizer
 from calm_core.transformer.model import Transformer, TransformerConfig
 from tests.calm_core.known_models import COIN, bigram_transformer, coin_calm, walk
+from tests.support.tiny_models import few_words, weighted
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 PROMPTS = [[2 + (5 * n + k) % 250 for k in range(n)] for n in range(9)]
@@ -44,12 +43,7 @@ CASES += [(name, Sampling(0.5)) for name in ("tokens", "transformer")]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["a few words, a few more"], 260)
-
-
-def weighted(model: Any, seed: int) -> Any:
-    initialise(model, torch.Generator().manual_seed(seed), embedding_std=1.0)
-    return model.eval().requires_grad_(False)
+    return few_words()
 
 
 def built(kind: str, tokenizer: Tokenizer) -> LanguageModel:

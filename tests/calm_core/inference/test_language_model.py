@@ -6,7 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ from calm_core.inference.decoding import SamplerName, Sampling, align_prompts
 from calm_core.inference.language_model import BATCH_PROMPTS, Continuation, LanguageModel, load_language_model
 from calm_core.inference.temperature import expected_draws
 from calm_core.nn.backbone import BackboneConfig
-from calm_core.nn.layers import initialise
 from calm_core.storage.model_folder import AUTOENCODER, save_model
-from calm_core.tokens.tokenizer import end_of_text_id, train_tokenizer
+from calm_core.tokens.tokenizer import end_of_text_id
 from calm_core.transformer.model import Transformer, TransformerConfig
+from tests.support.tiny_models import few_words, weighted
 
 BACKBONE = BackboneConfig(16, 24, 2, 2, 1)
 HEAD = EnergyHeadConfig(1, 8)
@@ -35,13 +35,7 @@ PROMPTS = [[2 + (5 * n + k) % 250 for k in range(n)] for n in range(10)]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["a few words, a few more"], 260)
-
-
-def weighted(model: Any, seed: int) -> Any:
-    """Weights that all matter, unlike those that a training starts from."""
-    initialise(model, torch.Generator().manual_seed(seed), embedding_std=1.0)
-    return model.eval().requires_grad_(False)
+    return few_words()
 
 
 def calm(tokenizer: Tokenizer, patch_size: int, inputs: Literal["tokens", "latents"] = "tokens") -> LanguageModel:

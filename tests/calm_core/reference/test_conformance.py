@@ -19,6 +19,7 @@ from calm_core.reference.importing import import_checkpoint
 from calm_core.storage.model_folder import AUTOENCODER, load_model
 from tests import ROOT
 from tests.calm_core.reference.reference_data import DATA, KINDS, write_reference
+from tests.support.threads import operators_of
 
 SHARED = ROOT.parent / "shared/conformance"
 HEADS = KINDS[1:]
@@ -28,10 +29,8 @@ OBJECTIVE = HeadObjective(samples=4, target_samples=100)
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
     """As many as the recording had: the diffusion samples reach 87 000, where float32 is 0.008 apart."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with operators_of(2):
+        yield
 
 
 @pytest.fixture(scope="module", params=["shipped", *sorted(path.name for path in SHARED.glob("k*"))])

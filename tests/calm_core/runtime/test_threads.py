@@ -9,6 +9,7 @@ from torch import nn
 
 from calm_core.runtime import threads as of_process
 from calm_core.runtime.threads import made_ahead, side_by_side, threads_side_by_side
+from tests.support.threads import operators_of
 
 CPU = torch.device("cpu")
 
@@ -47,10 +48,8 @@ def test_closing_ends_the_thread() -> None:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with operators_of(request.param) as threads:
+        yield threads
 
 
 def test_threads_work_side_by_side_in_operators_of_one(threads: int) -> None:

@@ -18,6 +18,7 @@ from calm_core.training.passes import threads_of_rows
 from calm_core.training.run import Run
 from tests.calm_core.training.tiny_regression import TinyModel, TinyRegression
 from tests.calm_core.training.tiny_trainings import BUILDS
+from tests.support.threads import operators_of
 
 
 @pytest.fixture()
@@ -27,10 +28,8 @@ def runtime(params: Params) -> RuntimeParams:
 
 @pytest.fixture(params=[2, 4])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with operators_of(request.param) as threads:
+        yield threads
 
 
 def trained(objective: Any, params: Params, runtime: RuntimeParams) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
